@@ -1,0 +1,52 @@
+from libc.stdint cimport int64_t, uint64_t
+from posix.types cimport mode_t
+
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
+    ctypedef struct pthread_cond_t:
+        pass
+
+
+cdef class Block:
+    cdef unsigned char* data
+    cdef readonly int64_t offset
+    cdef readonly Py_ssize_t size
+    cdef Py_ssize_t filled_bytes
+    cdef int64_t served
+    cdef int waiters
+    cdef bint ended
+    cdef bint withdrawn
+    cdef bint protected
+    cdef readonly object error
+    cdef BlockMap owner
+    cdef pthread_mutex_t mutex
+    cdef pthread_cond_t changed
+    cdef Py_ssize_t filled(self) noexcept nogil
+    cdef int wait_for(self, Py_ssize_t need, double seconds) except -1
+
+
+cdef class BlockMap:
+    cdef BlockCache cache
+    cdef list blocks
+    cdef Py_ssize_t index_of(self, int64_t position)
+    cdef Block find(self, int64_t position)
+    cdef Block create(self, int64_t start, int64_t end, bint must)
+    cdef void forget(self, Block block)
+
+
+cdef class BlockCache:
+    cdef readonly int64_t budget
+    cdef readonly int64_t used
+    cdef readonly int64_t in_flight
+    cdef readonly int64_t hits
+    cdef readonly int64_t misses
+    cdef readonly int64_t evictions
+    cdef int64_t protected_bytes
+    cdef readonly int streams
+    cdef object probation
+    cdef object protected_blocks
+    cdef bint make_room(self, int64_t size)
+    cdef void touch(self, Block block, Py_ssize_t count)
+    cdef void settle(self, Block block)
