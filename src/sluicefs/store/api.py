@@ -139,7 +139,9 @@ class Store(Protocol):
     def delete_many(self, keys: Iterable[str]) -> list[tuple[str, StoreFailure]]:
         """DeleteObjects in batches of 1,000; returns what could not be deleted, with why."""
 
-    def list(self, prefix: str, *, delimiter: str = "", token: str | None = None, start_after: str | None = None, limit: int = 1000) -> ListPage:
+    def list(
+        self, prefix: str, *, delimiter: str = "", token: str | None = None, start_after: str | None = None, limit: int = 1000
+    ) -> ListPage:
         """ListObjectsV2, one page, keys in UTF-8 byte order, keys URL-encoded on the wire and decoded here."""
 
     def close(self) -> None:
