@@ -28,6 +28,7 @@ cdef class Block:
 
 
 cdef class BlockMap:
+    cdef object __weakref__
     cdef BlockCache cache
     cdef list blocks
     cdef Py_ssize_t index_of(self, int64_t position)

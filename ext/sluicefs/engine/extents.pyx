@@ -187,12 +187,12 @@ cdef class Extents:
             start = base + self.chunk_size
         return True
 
-    def spans(self):
-        """All dirty spans in memory, as a list of (start, end), in order; spans do not reach over a chunk's end."""
+    def spans(self, only=None):
+        """The dirty spans in memory (of chunk `only`, or all), as a list of (start, end), in order, cut at the ends of chunks."""
         cdef Chunk chunk
         cdef Py_ssize_t i
         found = []
-        for index in sorted(self.chunks):
+        for index in sorted(self.chunks) if only is None else [only]:
             chunk = self.chunks[index]
             for i in range(chunk.spans.count):
                 found.append((index * self.chunk_size + chunk.spans.at[i].start, index * self.chunk_size + chunk.spans.at[i].end))
@@ -201,6 +201,11 @@ cdef class Extents:
     def indices(self):
         """The chunks that hold dirty bytes, in order."""
         return sorted(self.chunks)
+
+    def sending(self, int64_t index):
+        """True while a view of chunk `index` lives."""
+        cdef Chunk chunk = self.chunks.get(index)
+        return chunk is not None and chunk.exports > 0
 
     def view(self, int64_t index, int64_t start, int64_t end):
         """A read-only memoryview of [start, end) of chunk `index`, all of it dirty. While it lives, the chunk refuses writes."""

@@ -1,0 +1,66 @@
+"""What every part of the filesystem shares: the tree, its lock, the caches, the store. Made once per mount.
+
+Locks, in the order they are taken: a directory's `DirState.lock`, a file's `FileState.lock` (two files: by inode number),
+`Core.lock`. Nobody waits for the network or for another lock while holding `Core.lock`.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+import time
+
+from sluicefs.config import Config, MiB
+from sluicefs.engine import BlockCache, DirtyMemory
+from sluicefs.fs.attributes import Defaults
+from sluicefs.fs.commit import Committer
+from sluicefs.fs.directory import Directories
+from sluicefs.fs.fetching import Fetcher
+from sluicefs.fs.nodes import Node, NodeTable, Version
+from sluicefs.store.api import Store
+
+READ_THREADS = 8
+UPLOAD_THREADS = 8
+
+
+class Core:
+    """The shared state of one mount. `staging` is a private folder on local disk for data that is not in the bucket yet."""
+
+    def __init__(self, config: Config, store: Store, staging: str):
+        memory = config.memory or 512 * MiB
+        self.config = config
+        self.store = store
+        self.staging = staging
+        self.started = time.time()
+        self.lock = threading.RLock()
+        self.defaults = Defaults(
+            uid=os.getuid() if config.uid is None else config.uid,
+            gid=os.getgid() if config.gid is None else config.gid,
+            file_mode=config.file_mode & ~config.umask & 0o7777,
+            dir_mode=config.dir_mode & ~config.umask & 0o7777,
+        )
+        self.table = NodeTable(config.prefix, stat.S_IFDIR | self.defaults.dir_mode)
+        root = self.table.root
+        root.uid, root.gid = self.defaults.uid, self.defaults.gid
+        root.mtime_ns = root.ctime_ns = root.atime_ns = int(self.started * 1e9)
+        # Reads and unsent writes share the budget, a quarter for the latter: parts in flight bound what writing needs.
+        self.dirty = DirtyMemory(max(memory // 4, 2 * config.part_size))
+        self.cache = BlockCache(max(memory - memory // 4, 16 * MiB))
+        self.keep_written = 1 * MiB  # small files just written are most likely read again
+        self.fetcher = Fetcher(store, self.cache, READ_THREADS)
+        self.committer = Committer(self, UPLOAD_THREADS)
+        self.directories = Directories(self)
+
+    def key_of(self, node: Node) -> str:
+        """The key of a node that is in the tree."""
+        with self.lock:
+            return self.table.key_of(node)
+
+    def version(self, key: str, etag: str, size: int) -> Version:
+        return self.fetcher.version(key, etag, size)
+
+    def close(self) -> None:
+        """End the threads. Everything was committed before."""
+        self.fetcher.close()
+        self.committer.close()

@@ -1,0 +1,281 @@
+"""What is in a directory: listings, look-ups from them, and how long either is trusted.
+
+Network calls are made without `Core.lock`; answers are merged under it. An answer never undoes what this mount did after
+the request was sent.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import time
+from typing import TYPE_CHECKING
+
+from sluicefs.errors import NotFoundError
+from sluicefs.fs import attributes
+from sluicefs.fs.names import Entry, Listing, valid_name
+from sluicefs.fs.nodes import DirState, Node, Version
+from sluicefs.store.api import ObjectInfo
+
+if TYPE_CHECKING:
+    from sluicefs.fs.core import Core
+
+log = logging.getLogger(__name__)
+
+# A walk may use a listing past its time, each name once, for at most this long (seconds).
+WALK = 60.0
+# A directory that did not fit into one page is asked name by name for this long (seconds) before a page is tried again.
+BIG = 30.0
+
+
+class Directories:
+    """Look-ups and listings of one mount."""
+
+    def __init__(self, core: Core):
+        self.core = core
+        self.ttl = core.config.attr_ttl
+        self.left_out: set[str] = set()
+
+    # -- listings -------------------------------------------------------------------------------------------------------
+
+    def fresh(self, state: DirState, name: str | None = None) -> bool:
+        """May the listing answer? Within its TTL always; later, during a walk, once for each name."""
+        age = time.monotonic() - state.listed_at
+        if not state.listed_at or age > max(WALK, self.ttl):
+            return False
+        if age <= self.ttl:
+            return True
+        if name is None or name in state.used_late:
+            return False
+        state.used_late.add(name)
+        return True
+
+    def list(self, node: Node, *, force: bool = False, first_page_only: bool = False) -> bool:
+        """Make the listing of `node` fresh. False if it did not fit into one page and only that was wanted."""
+        core, state = self.core, node.dir
+        with state.lock:  # one LIST at a time; whoever waited finds it fresh
+            if not force and self.fresh(state):
+                return True
+            started = time.monotonic()
+            with core.lock:
+                prefix = core.table.prefix_of(node)
+            listing = Listing(prefix)
+            token: str | None = None
+            while True:
+                page = core.store.list(prefix, delimiter="/", token=token)
+                listing.add(page.objects, page.prefixes)
+                token = page.token
+                if token is None:
+                    break
+                if first_page_only:
+                    state.big_until = started + BIG
+                    return False
+            self._report_left_out(listing)
+            with core.lock:
+                self._merge(node, listing, started)
+            return True
+
+    def _report_left_out(self, listing: Listing) -> None:
+        for key, reason in listing.left_out.examples:
+            if key not in self.left_out and len(self.left_out) < 10_000:
+                self.left_out.add(key)
+                log.warning("key %r is not shown: %s", key, reason)
+
+    def _merge(self, node: Node, listing: Listing, started: float) -> None:
+        state, core = node.dir, self.core
+        assert node.children is not None
+        newer = {name for name, at in state.changed.items() if at >= started}
+        entries = listing.entries
+        for name in newer:  # what we did since the request was sent stands
+            if name in state.entries:
+                entries[name] = state.entries[name]
+            else:
+                entries.pop(name, None)
+        state.changed = {name: at for name, at in state.changed.items() if at >= started}
+        for name, child in list(node.children.items()):
+            if name in newer:
+                continue
+            entry = entries.get(name)
+            if entry is None:
+                if child.busy or child.is_dir and any(below.busy for below in core.table.below(child)):
+                    continue
+                core.table.detach(child)
+            elif entry.is_dir != child.is_dir:
+                if not child.busy:
+                    core.table.detach(child)
+            elif not entry.is_dir and entry.info is not None:
+                self._confirm(child, entry.info, started)
+        state.entries = entries
+        state.listed_at = started
+        state.used_late.clear()
+        state.probes = 0
+        state.big_until = 0.0
+        state.marker = listing.marker.key if listing.marker else None
+
+    def _confirm(self, child: Node, info: ObjectInfo, at: float) -> bool:
+        """Compare a known file with what the bucket says now. A new version gets a new node, so no page of the old one is served."""
+        if child.etag == info.etag or child.draft is not None:
+            child.checked = max(child.checked, at)
+            if info.metadata is not None and not child.complete:
+                self._take_attributes(child, info)
+            return True
+        if child.checked > at:
+            return True
+        self.core.table.detach(child)
+        return False
+
+    # -- one name -------------------------------------------------------------------------------------------------------
+
+    def lookup(self, parent: Node, name: str) -> Node:
+        """The node of `name`, its lookup count not yet raised. OSError ENOENT, ENOTDIR."""
+        core = self.core
+        if not parent.is_dir:
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not valid_name(name):
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        with core.lock:
+            assert parent.children is not None
+            child = parent.children.get(name)
+            state = parent.dir
+            now = time.monotonic()
+            if child is not None and (child.draft is not None or now - child.checked <= self.ttl and not child.is_dir):
+                return child
+            if self.fresh(state, name):
+                return self._from_entry(parent, name)
+            state.probes += 1
+            try_list = now >= state.big_until and (child is None or state.probes > 2)
+        if try_list and self.list(parent, first_page_only=True):
+            with core.lock:
+                return self._from_entry(parent, name)
+        return self._probe(parent, name)
+
+    def _from_entry(self, parent: Node, name: str) -> Node:
+        assert parent.children is not None
+        entry = parent.dir.entries.get(name)
+        child = parent.children.get(name)
+        if entry is None:
+            if child is not None and child.busy:
+                return child
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return child if child is not None else self.instantiate(parent, entry)
+
+    def _probe(self, parent: Node, name: str) -> Node:
+        """Ask for one name: its object, then whether it is a directory."""
+        core = self.core
+        started = time.monotonic()
+        with core.lock:
+            prefix = core.table.prefix_of(parent)
+        info: ObjectInfo | None
+        try:
+            info = core.store.head(prefix + name)
+        except NotFoundError:
+            info = None
+        is_dir = False
+        if info is None or info.size == 0:
+            page = core.store.list(f"{prefix}{name}/", limit=1)
+            is_dir = bool(page.objects or page.prefixes)
+        with core.lock:
+            assert parent.children is not None
+            child = parent.children.get(name)
+            if parent.dir.changed.get(name, 0.0) >= started:
+                if child is None:
+                    raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+                return child
+            if info is None and not is_dir:
+                if child is not None:
+                    if child.busy:
+                        return child
+                    core.table.detach(child)
+                parent.dir.entries.pop(name, None)
+                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+            entry = Entry(name, is_dir, info)
+            if child is not None and child.is_dir == is_dir:
+                if is_dir or info is None:
+                    child.checked = started
+                    return child
+                if self._confirm(child, info, started):
+                    return child
+            return self.instantiate(parent, entry, started)
+
+    # -- nodes ----------------------------------------------------------------------------------------------------------
+
+    def instantiate(self, parent: Node, entry: Entry, at: float | None = None) -> Node:
+        """A new node for an entry of a listing or of a HEAD."""
+        core = self.core
+        kind = 0o040000 if entry.is_dir else 0o100000
+        node = core.table.add(parent, entry.name, kind)
+        node.checked = parent.dir.listed_at if at is None else at
+        info = entry.info
+        if info is None:
+            info = ObjectInfo(entry.name + "/", 0, "", core.started)
+        self._take_attributes(node, info)
+        if not entry.is_dir:
+            node.etag = info.etag
+            node.size = info.size
+        return node
+
+    def _take_attributes(self, node: Node, info: ObjectInfo) -> None:
+        found, _ = attributes.decode(
+            info.metadata,
+            self.core.defaults,
+            key_is_dir=node.is_dir,
+            size=info.size,
+            modified=info.modified,
+            content_type=info.content_type,
+        )
+        if (found.mode & 0o170000) == 0o040000 and not node.is_dir:  # an empty object that says directory, no children yet
+            node.children = {}
+        node.mode, node.uid, node.gid, node.rdev = found.mode, found.uid, found.gid, found.rdev
+        node.atime_ns, node.mtime_ns, node.ctime_ns = found.atime_ns, found.mtime_ns, found.ctime_ns
+        if info.metadata is not None:
+            node.complete = True
+            node.metadata = dict(info.metadata) or None
+
+    def refresh(self, node: Node) -> None:
+        """Ask the bucket for a file again if its TTL is over. OSError ENOENT if it is gone, ESTALE if another version is there now."""
+        core = self.core
+        started = time.monotonic()
+        with core.lock:
+            if node.parent is None or node.is_dir or node.draft is not None or started - node.checked <= self.ttl:
+                return
+            key = core.table.key_of(node)
+        try:
+            info = core.store.head(key)
+        except NotFoundError:
+            with core.lock:
+                if node.parent is not None and node.checked <= started and node.draft is None:
+                    node.parent.dir.entries.pop(node.name, None)
+                    core.table.detach(node)
+            raise OSError(errno.ESTALE, "the object was deleted by someone else") from None
+        with core.lock:
+            if not self._confirm(node, info, started):
+                raise OSError(errno.ESTALE, "the object was replaced by someone else")
+
+    def version_of(self, node: Node) -> Version:
+        """The version that `node` stands for, with the blocks known of it."""
+        core, state = self.core, node.file
+        with core.lock:
+            if state.version is None or state.version.etag != node.etag:
+                assert node.etag is not None
+                state.version = core.version(core.table.key_of(node), node.etag, node.size)
+            return state.version
+
+    def note(self, parent: Node, name: str, entry: Entry | None) -> None:
+        """This mount changed a name: listings under way must not undo it. Under `Core.lock`."""
+        state = parent.dir
+        state.changed[name] = time.monotonic()
+        if entry is None:
+            state.entries.pop(name, None)
+        else:
+            state.entries[name] = entry
+
+    def note_file(self, node: Node) -> None:
+        """Put a file of this mount into its parent's listing as it is now. Under `Core.lock`."""
+        assert node.parent is not None
+        info = None
+        if node.etag is not None:
+            info = ObjectInfo(
+                self.core.table.key_of(node), node.size, node.etag, node.mtime_ns / 1e9, node.metadata
+            )
+        self.note(node.parent, node.name, Entry(node.name, False, info))

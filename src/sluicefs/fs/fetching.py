@@ -1,0 +1,94 @@
+"""Brings blocks in: the one place where the engine's wish for bytes becomes a ranged GET.
+
+A bounded pool of threads serves read-ahead; a reader that waits fetches a small block itself, on its own thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import weakref
+from collections.abc import Callable
+
+from sluicefs.engine import Block, BlockCache, BlockMap
+from sluicefs.errors import CancelledError
+from sluicefs.fs.nodes import Version
+from sluicefs.store.api import Store
+
+log = logging.getLogger(__name__)
+
+# A waiting reader fetches up to this much itself: handing it over costs two thread switches.
+INLINE = 1024 * 1024
+
+
+class Fetcher:
+    """Queue and threads for read-ahead over one store."""
+
+    def __init__(self, store: Store, cache: BlockCache, threads: int):
+        self.store = store
+        self.cache = cache
+        self._jobs: queue.SimpleQueue[tuple[Version, Block] | None] = queue.SimpleQueue()
+        self._maps: weakref.WeakValueDictionary[tuple[str, str], BlockMap] = weakref.WeakValueDictionary()
+        self._threads = [threading.Thread(target=self._work, name=f"fetch-{i}", daemon=True) for i in range(threads)]
+        for thread in self._threads:
+            thread.start()
+
+    def version(self, key: str, etag: str, size: int) -> Version:
+        """The version object of (key, ETag), with the blocks that are still known of it."""
+        name = (key, etag)
+        blocks = self._maps.get(name)
+        if blocks is None:
+            blocks = self._maps[name] = BlockMap(self.cache)
+        return Version(key, etag, size, blocks)
+
+    def adopt(self, key: str, version: Version) -> None:
+        """The object is now under `key` (a rename): its blocks stay good."""
+        version.key = key
+        self._maps[(key, version.etag)] = version.blocks
+
+    def queue_for(self, version: Version) -> Callable[[Block, bool], None]:
+        """The `fetch` callable of a `Reader`."""
+
+        def enqueue(block: Block, urgent: bool) -> None:
+            self._jobs.put((version, block))
+
+        return enqueue
+
+    def fetch(self, version: Version, block: Block) -> None:
+        """Fill one block, now, on this thread. Errors end up in the block, and with those who wait for it."""
+        error: Exception | None = None
+        try:
+            if block.cancelled():
+                error = CancelledError("read-ahead was taken back")
+            else:
+                self.store.get_into(
+                    version.key,
+                    block.offset,
+                    block.writable(),
+                    etag=version.etag,
+                    progress=block.advance,
+                    cancelled=block.cancelled,
+                )
+                block.advance(block.size)
+        except Exception as caught:
+            error = caught
+            if not isinstance(caught, CancelledError):
+                log.warning("read of %s at %d failed: %s", version.key, block.offset, caught)
+        finally:
+            block.finish(error)
+
+    def _work(self) -> None:
+        while True:
+            job = self._jobs.get()
+            if job is None:
+                return
+            self.fetch(*job)
+            del job
+
+    def close(self) -> None:
+        """End the threads; what is queued is dropped."""
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join(5)

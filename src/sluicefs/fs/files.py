@@ -1,0 +1,328 @@
+"""Open files: reading, writing, and when what was written is sent.
+
+A handle follows its node: after this mount's own commit it reads the new version; a version that somebody else replaced ends in
+ESTALE, never in a mixture.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from sluicefs.engine import Reader
+from sluicefs.errors import ConditionFailedError, NotFoundError
+from sluicefs.fs import attributes
+from sluicefs.fs.draft import Draft
+from sluicefs.fs.fetching import INLINE
+from sluicefs.fs.nodes import FileState, Node, Version
+
+if TYPE_CHECKING:
+    from sluicefs.fs.core import Core
+
+log = logging.getLogger(__name__)
+
+# Attribute changes of a closed file wait this long (seconds) for company: `cp -p` and rsync make three in a row.
+ATTRIBUTES_DELAY = 0.5
+
+
+class Handle:
+    """One open file description."""
+
+    __slots__ = ("node", "state", "writable", "reader", "version")
+
+    def __init__(self, node: Node, writable: bool):
+        self.node = node
+        self.state: FileState = node.file
+        self.writable = writable
+        self.reader: Reader | None = None
+        self.version: Version | None = None
+
+    def try_read(self, offset: int, length: int) -> memoryview | bytes | None:
+        """The bytes if they are in memory, without waiting for anything; else None."""
+        state = self.state
+        if state.draft is not None or state.version is not self.version or self.reader is None:
+            return None
+        return self.reader.try_read(offset, length)
+
+
+class Files:
+    """The verbs on open files."""
+
+    def __init__(self, core: Core):
+        self.core = core
+        self._due: set[Node] = set()
+        self._due_changed = threading.Condition()
+        self._stopping = False
+        self._sender = threading.Thread(target=self._send_attributes_in_time, name="attributes", daemon=True)
+        self._sender.start()
+
+    def open(self, node: Node, flags: int) -> Handle:
+        """Open a regular file. OSError ESTALE where the object was replaced: look the name up again."""
+        writable = (flags & os.O_ACCMODE) != os.O_RDONLY
+        if node.is_dir:
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if writable and self.core.config.read_only:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        if not (writable and flags & os.O_TRUNC):
+            self.core.directories.refresh(node)
+        handle = self.attach(node, writable)
+        if writable and flags & os.O_TRUNC:
+            try:
+                self.truncate(node, 0)
+            except BaseException:
+                self.release(handle)
+                raise
+        return handle
+
+    def attach(self, node: Node, writable: bool) -> Handle:
+        with self.core.lock:
+            handle = Handle(node, writable)
+            handle.state.opens += 1
+            handle.state.writers += writable
+            return handle
+
+    def release(self, handle: Handle) -> None:
+        """The last reference to the description is gone. Data that came after the last flush (mmap) is sent here."""
+        state, node = handle.state, handle.node
+        if handle.reader is not None:
+            handle.reader.close()
+        with self.core.lock:
+            state.writers -= handle.writable
+            last_writer = handle.writable and not state.writers
+        if last_writer and state.draft is not None and not node.unlinked:
+            try:
+                with state.lock:
+                    self.core.committer.commit(node)
+            except OSError as error:
+                log.error("%s could not be sent when it was closed; it is kept and tried again: %s", node.name, error)
+        with self.core.lock:
+            state.opens -= 1
+            last = not state.opens
+        if last and node.unlinked:
+            with state.lock:
+                self.core.committer.discard(node)
+        if last:
+            with self.core.lock:
+                self.core.table.drop_if_unused(node)
+
+    # -- reading --------------------------------------------------------------------------------------------------------
+
+    def read(self, handle: Handle, offset: int, length: int) -> memoryview | bytes | bytearray:
+        """Up to `length` bytes; waits for the bucket where it must."""
+        node, state = handle.node, handle.state
+        if state.draft is not None:
+            with state.lock:
+                if state.draft is not None:
+                    return state.draft.read(offset, length)
+        version = state.version
+        if version is None or handle.version is not version or handle.reader is None:
+            version = self.core.directories.version_of(node)
+            if handle.reader is not None:
+                handle.reader.close()
+            handle.version = version
+            handle.reader = self.reader(version)
+        return self.read_version(handle.reader, version, offset, length, node)
+
+    def reader(self, version: Version) -> Reader:
+        return Reader(version.blocks, version.size, self.core.fetcher.queue_for(version))
+
+    def read_version(
+        self, reader: Reader, version: Version, offset: int, length: int, node: Node | None = None
+    ) -> memoryview | bytes:
+        """Bytes of one version, from memory or the bucket. ESTALE when the bucket has it no more."""
+        data = reader.try_read(offset, length)
+        bound = self.core.config.timeout * 3 + 5  # a fetch ends by itself before; this is the net below it
+        try:
+            while data is None:
+                mine = reader.demand(offset, length)
+                enqueue = self.core.fetcher.queue_for(version)
+                for block in mine[1:]:
+                    enqueue(block, True)
+                if mine:
+                    if mine[0].size <= INLINE:
+                        self.core.fetcher.fetch(version, mine[0])
+                    else:
+                        enqueue(mine[0], True)
+                data = reader.collect(offset, length, bound)
+        except (ConditionFailedError, NotFoundError) as error:
+            if node is not None:
+                node.checked = 0.0
+            raise OSError(errno.ESTALE, f"{version.key} was replaced or deleted while it was open") from error
+        except TimeoutError as error:
+            raise OSError(errno.ETIMEDOUT, f"{version.key}: {error}") from error
+        return data
+
+    # -- writing --------------------------------------------------------------------------------------------------------
+
+    def draft(self, node: Node) -> Draft:
+        """The draft of a node, begun now if there is none. The file's lock is held."""
+        state = node.file
+        if state.draft is None:
+            base = self.core.directories.version_of(node) if node.etag is not None else None
+            state.draft = self._new_draft(base, node.size if base else 0)
+        return state.draft
+
+    def _new_draft(self, base: Version | None, size: int) -> Draft:
+        read_base = None
+        if base is not None:
+            reader = self.reader(base)
+
+            def read_base(offset: int, length: int) -> object:
+                return self.read_version(reader, base, offset, length)
+
+        return Draft(
+            base,
+            size,
+            part_size=self.core.config.part_size,
+            memory=self.core.dirty,
+            staging=self.core.staging,
+            read_base=read_base,
+        )
+
+    def begin_new(self, node: Node) -> None:
+        """A file that was just created: an empty draft, sent at close even if nothing is written."""
+        node.file.draft = self._new_draft(None, 0)
+
+    def write(self, handle: Handle, offset: int, data: bytes) -> int:
+        """Take in bytes; returns how many. Waits only where memory is full."""
+        node, state = handle.node, handle.state
+        with state.lock:
+            draft = self.draft(node)
+            self.core.committer.before_write(draft, offset, len(data))
+            draft.write(offset, data)
+            node.size = draft.size
+            node.mtime_ns = node.ctime_ns = time.time_ns()
+            self.core.committer.progress(node, draft)
+        return len(data)
+
+    def truncate(self, node: Node, size: int) -> None:
+        """Set the size; sent at once if nobody has the file open for writing."""
+        state = node.file
+        if self.core.config.read_only:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        with state.lock:
+            if size == 0 and state.draft is None:
+                if node.etag is not None and node.size == 0 and not state.writers:
+                    return
+                state.draft = self._new_draft(None, 0)
+            draft = self.draft(node)
+            self.core.committer.before_truncate(draft, size)
+            draft.truncate(size)
+            node.size = size
+            node.mtime_ns = node.ctime_ns = time.time_ns()
+            if not state.writers:
+                self.core.committer.commit(node)
+
+    def flush(self, handle: Handle) -> None:
+        """close(2) of one descriptor: 0 only when the bucket has the data."""
+        if handle.writable:
+            self.sync(handle.node)
+
+    def sync(self, node: Node) -> None:
+        """fsync(2): data and attributes are in the bucket, or an error says why not."""
+        state = node.file
+        with state.lock:
+            self.core.committer.commit(node)
+            if state.attributes_due:
+                self.send_attributes(node)
+
+    # -- attributes -----------------------------------------------------------------------------------------------------
+
+    def attributes_changed(self, node: Node) -> None:
+        """mode, owner or times of a file were set: they go up with its data, or soon by themselves."""
+        state = node.file
+        with self.core.lock:
+            if state.draft is not None or node.etag is None or node.unlinked:
+                return
+            state.attributes_due = time.monotonic() + ATTRIBUTES_DELAY
+        with self._due_changed:
+            self._due.add(node)
+            self._due_changed.notify()
+
+    def send_attributes(self, node: Node) -> None:
+        """One CopyObject onto itself with the new metadata. The file's lock is held."""
+        core, state = self.core, node.file
+        with core.lock:
+            state.attributes_due = 0.0
+            if node.parent is None or node.etag is None or state.draft is not None:
+                return
+            key, etag = core.table.key_of(node), node.etag
+        ours = attributes.encode(node)  # type: ignore[arg-type]
+        metadata = attributes.merge(node.metadata, ours)
+        new_etag = core.store.copy(
+            key, key, metadata=metadata, content_type=attributes.content_type(node.name), if_source_match=etag
+        )
+        with core.lock:
+            node.metadata, node.complete = metadata, True
+            self.rebase(node, key, new_etag)
+
+    def rebase(self, node: Node, key: str, etag: str) -> None:
+        """The same bytes are now under another key or ETag (a server-side copy): what is cached stays good."""
+        core, state = self.core, node.file
+        old = state.version
+        node.etag = etag
+        node.checked = time.monotonic()
+        if old is not None:
+            new = Version(key, etag, node.size, old.blocks)
+            core.fetcher.adopt(key, new)
+            state.version = new
+            if state.draft is not None and state.draft.base is old:
+                state.draft.base = new
+        if node.parent is not None:
+            core.directories.note_file(node)
+
+    def _send_attributes_in_time(self) -> None:
+        while True:
+            with self._due_changed:
+                while not self._due and not self._stopping:
+                    self._due_changed.wait()
+                if self._stopping and not self._due:
+                    return
+                node = min(self._due, key=lambda node: node.file.attributes_due)
+                wait = node.file.attributes_due - time.monotonic()
+                if wait > 0 and not self._stopping:
+                    self._due_changed.wait(wait)
+                    continue
+                self._due.discard(node)
+            try:
+                with node.file.lock:
+                    if node.file.attributes_due:
+                        self.send_attributes(node)
+            except Exception as error:
+                log.error("the attributes of %s could not be stored: %s", node.name, error)
+            with self.core.lock:
+                self.core.table.drop_if_unused(node)
+
+    # -- the end --------------------------------------------------------------------------------------------------------
+
+    def dirty_nodes(self) -> list[Node]:
+        """Files with unsent data or attributes."""
+        with self.core.lock:
+            found = []
+            for node in self.core.table.by_ino.values():
+                state = node.state
+                if isinstance(state, FileState) and not node.unlinked:
+                    if state.draft is not None or state.attributes_due:
+                        found.append(node)
+            return found
+
+    def sync_all(self) -> list[tuple[Node, OSError]]:
+        """Send everything; returns what could not be sent."""
+        failed = []
+        for node in self.dirty_nodes():
+            try:
+                self.sync(node)
+            except OSError as error:
+                failed.append((node, error))
+        return failed
+
+    def close(self) -> None:
+        """Send pending attributes and end the thread."""
+        with self._due_changed:
+            self._stopping = True
+            self._due_changed.notify()
+        self._sender.join(30)

@@ -1,0 +1,255 @@
+"""The filesystem of one mount, by inode number: every verb a kernel asks for, in terms of neither FUSE nor S3.
+
+Errors are OSError with the errno POSIX names for the case. Nodes that are returned are read-only to the caller.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import stat
+import time
+from dataclasses import dataclass
+
+from sluicefs.config import Config
+from sluicefs.fs.core import Core
+from sluicefs.fs.files import Files, Handle
+from sluicefs.fs.names import decode_name
+from sluicefs.fs.namespace import Caller, Namespace, error
+from sluicefs.fs.nodes import Node
+from sluicefs.store.api import Store
+
+
+@dataclass(frozen=True, slots=True)
+class SetAttr:
+    """What setattr changes; None: leave it. Times in nanoseconds, size in bytes."""
+
+    size: int | None = None
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+
+
+@dataclass(slots=True)
+class DirHandle:
+    """One open directory: the names as they were when reading began. (name, inode number, st_mode type) each."""
+
+    node: Node
+    entries: list[tuple[str, int, int]] | None = None
+
+
+class FileSystem:
+    """All verbs. Thread-safe; calls wait for the bucket where they must, each within the store's bounds."""
+
+    def __init__(self, config: Config, store: Store, staging: str):
+        self.core = Core(config, store, staging)
+        self.files = Files(self.core)
+        self.names = Namespace(self.core, self.files)
+        self._handles: dict[int, Handle] = {}
+        self._directories: dict[int, DirHandle] = {}
+        self._next = itertools.count(1)
+
+    # -- inodes -----------------------------------------------------------------------------------------------------------
+
+    def node(self, ino: int) -> Node:
+        """The node of a number the kernel holds. ESTALE where it is unknown."""
+        node = self.core.table.by_ino.get(ino)
+        if node is None:
+            raise error(errno.ESTALE)
+        return node
+
+    def lookup(self, parent_ino: int, name: bytes) -> Node:
+        """Find a name; the node's lookup count is raised. "." and ".." work too. ENOENT, ENOTDIR, ENAMETOOLONG."""
+        parent = self.node(parent_ino)
+        if len(name) > 255:
+            raise error(errno.ENAMETOOLONG)
+        while True:
+            if name == b".":
+                node = parent
+            elif name == b"..":
+                node = parent.parent or parent
+            else:
+                node = self.core.directories.lookup(parent, _name_to_find(name))
+            with self.core.lock:
+                if node.ino in self.core.table.by_ino:  # else it was dropped between the two locks
+                    node.lookups += 1
+                    return node
+
+    def forget(self, counts: list[tuple[int, int]]) -> None:
+        """The kernel gave back lookups: (inode number, count) each."""
+        with self.core.lock:
+            for ino, count in counts:
+                node = self.core.table.by_ino.get(ino)
+                if node is not None:
+                    self.core.table.forget(node, count)
+
+    def getattr(self, ino: int) -> Node:
+        """The node with attributes at most `--attr-ttl` old."""
+        node = self.node(ino)
+        if not node.is_dir and not node.busy and node.parent is not None:
+            self.core.directories.refresh(node)
+        return node
+
+    def setattr(self, ino: int, change: SetAttr) -> Node:
+        """Change attributes; the size goes to the bucket before this returns unless the file is open for writing."""
+        node = self.node(ino)
+        if self.core.config.read_only:
+            raise error(errno.EROFS)
+        if change.size is not None:
+            if node.is_dir:
+                raise error(errno.EISDIR)
+            if not node.busy:
+                self.core.directories.refresh(node)
+            self.files.truncate(node, change.size)
+        others = (change.mode, change.uid, change.gid, change.atime_ns, change.mtime_ns)
+        if all(value is None for value in others):
+            return node
+        with self.core.lock:
+            if change.mode is not None:
+                node.mode = stat.S_IFMT(node.mode) | stat.S_IMODE(change.mode)
+            if change.uid is not None:
+                node.uid = change.uid
+            if change.gid is not None:
+                node.gid = change.gid
+            if change.atime_ns is not None:
+                node.atime_ns = change.atime_ns
+            if change.mtime_ns is not None:
+                node.mtime_ns = change.mtime_ns
+            node.ctime_ns = time.time_ns()
+        if node.is_dir:
+            self.names.store_directory_attributes(node)
+        else:
+            self.files.attributes_changed(node)
+        return node
+
+    # -- files ------------------------------------------------------------------------------------------------------------
+
+    def _new_handle(self, handle: Handle) -> int:
+        number = next(self._next)
+        self._handles[number] = handle
+        return number
+
+    def handle(self, number: int) -> Handle:
+        try:
+            return self._handles[number]
+        except KeyError:
+            raise error(errno.EBADF) from None
+
+    def open(self, ino: int, flags: int) -> int:
+        """Open a file; returns a handle number. ESTALE: the name now means another object."""
+        return self._new_handle(self.files.open(self.node(ino), flags))
+
+    def create(self, parent_ino: int, name: bytes, mode: int, flags: int, caller: Caller) -> tuple[int, Node]:
+        """Create and open; (handle number, node with its lookup count raised). An existing file is opened unless O_EXCL."""
+        parent = self.node(parent_ino)
+        text = decode_name(name)
+        try:
+            node = self.names.create(parent, text, mode, caller)
+        except FileExistsError:
+            if flags & os.O_EXCL:
+                raise
+            node = self.lookup(parent_ino, name)
+            return self._new_handle(self.files.open(node, flags)), node
+        return self._new_handle(self.files.attach(node, True)), node
+
+    def read(self, number: int, offset: int, length: int) -> memoryview | bytes | bytearray:
+        return self.files.read(self.handle(number), offset, length)
+
+    def write(self, number: int, offset: int, data: bytes) -> int:
+        return self.files.write(self.handle(number), offset, data)
+
+    def flush(self, number: int) -> None:
+        self.files.flush(self.handle(number))
+
+    def fsync(self, number: int) -> None:
+        self.files.sync(self.handle(number).node)
+
+    def release(self, number: int) -> None:
+        handle = self._handles.pop(number, None)
+        if handle is not None:
+            self.files.release(handle)
+
+    # -- directories ------------------------------------------------------------------------------------------------------
+
+    def opendir(self, ino: int) -> int:
+        node = self.node(ino)
+        if not node.is_dir:
+            raise error(errno.ENOTDIR)
+        number = next(self._next)
+        self._directories[number] = DirHandle(node)
+        return number
+
+    def entries(self, number: int, *, again: bool = False) -> list[tuple[str, int, int]]:
+        """The names of an open directory, "." and ".." first: (name, inode number, st_mode type)."""
+        handle = self._directories[number]
+        if handle.entries is None or again:
+            self.core.directories.list(handle.node)
+            handle.entries = self._snapshot(handle.node)
+        return handle.entries
+
+    def _snapshot(self, node: Node) -> list[tuple[str, int, int]]:
+        table = self.core.table
+        with self.core.lock:
+            parent = node.parent or node
+            found = [(".", node.ino, stat.S_IFDIR), ("..", parent.ino, stat.S_IFDIR)]
+            children = node.children or {}
+            for name, entry in node.dir.entries.items():
+                child = children.get(name)
+                if child is not None:
+                    found.append((name, child.ino, stat.S_IFMT(child.mode)))
+                else:
+                    found.append((name, table.ino_for(node, name), stat.S_IFDIR if entry.is_dir else stat.S_IFREG))
+            return found
+
+    def releasedir(self, number: int) -> None:
+        self._directories.pop(number, None)
+
+    # -- names ------------------------------------------------------------------------------------------------------------
+
+    def mkdir(self, parent_ino: int, name: bytes, mode: int, caller: Caller) -> Node:
+        return self.names.mkdir(self.node(parent_ino), decode_name(name), mode, caller)
+
+    def mknod(self, parent_ino: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Node:
+        return self.names.mknod(self.node(parent_ino), decode_name(name), mode, rdev, caller)
+
+    def symlink(self, parent_ino: int, name: bytes, target: bytes, caller: Caller) -> Node:
+        text = target.decode("utf-8", "surrogateescape")
+        return self.names.symlink(self.node(parent_ino), decode_name(name), text, caller)
+
+    def readlink(self, ino: int) -> bytes:
+        return self.names.readlink(self.node(ino)).encode("utf-8", "surrogateescape")
+
+    def unlink(self, parent_ino: int, name: bytes) -> None:
+        self.names.unlink(self.node(parent_ino), _name_to_find(name))
+
+    def rmdir(self, parent_ino: int, name: bytes) -> None:
+        self.names.rmdir(self.node(parent_ino), _name_to_find(name))
+
+    def rename(self, parent_ino: int, name: bytes, new_parent_ino: int, new_name: bytes) -> None:
+        self.names.rename(self.node(parent_ino), _name_to_find(name), self.node(new_parent_ino), decode_name(new_name))
+
+    # -- the whole --------------------------------------------------------------------------------------------------------
+
+    def sync_all(self) -> list[tuple[Node, OSError]]:
+        """Send everything unsent; returns what could not be sent, with why."""
+        return self.files.sync_all()
+
+    def pending(self) -> int:
+        """How many files hold data or attributes the bucket does not have."""
+        return len(self.files.dirty_nodes())
+
+    def close(self) -> None:
+        """End all threads. Call `sync_all` first."""
+        self.files.close()
+        self.core.close()
+
+
+def _name_to_find(name: bytes) -> str:
+    """A name to look for: one that cannot exist is simply not there."""
+    try:
+        return name.decode("utf-8")
+    except UnicodeDecodeError:
+        raise error(errno.ENOENT) from None

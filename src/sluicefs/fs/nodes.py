@@ -1,0 +1,232 @@
+"""Inodes in memory: what is known of each name, and where it hangs. No network, no locks of its own: `Core.lock` guards it.
+
+A node exists while the kernel knows it (lookup count), while it is open, while it holds unsent data, or while it has such children.
+"""
+
+from __future__ import annotations
+
+import itertools
+import stat
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import xxhash
+
+from sluicefs.engine import BlockMap
+from sluicefs.fs.names import Entry
+
+if TYPE_CHECKING:
+    from sluicefs.fs.draft import Draft
+
+ROOT_INO = 1
+
+
+@dataclass(slots=True)
+class Version:
+    """One version of an object: what `open` pins, what If-Match names, whose blocks the cache holds."""
+
+    key: str
+    etag: str
+    size: int
+    blocks: BlockMap
+
+
+@dataclass(slots=True)
+class FileState:
+    """What a file has only while it is open, or dirty, or was read. `lock` guards `draft`; it is taken before `Core.lock`."""
+
+    lock: threading.RLock = field(default_factory=threading.RLock)  # type: ignore[valid-type]
+    version: Version | None = None
+    draft: Draft | None = None
+    opens: int = 0
+    writers: int = 0
+    aside: str | None = None  # where the server keeps the bytes of an unlinked, still open, large object
+    attributes_due: float = 0.0  # monotonic seconds; 0: the bucket has them
+
+
+@dataclass(slots=True)
+class DirState:
+    """What is known of a directory's entries.
+
+    `listed_at`: when the listing that `entries` came from was asked for (monotonic seconds; 0: never). `used_late`: names that
+    were answered from it after its time. `changed`: when this mount itself last changed a name, so that an older listing
+    does not undo it.
+    """
+
+    entries: dict[str, Entry] = field(default_factory=dict)
+    listed_at: float = 0.0
+    used_late: set[str] = field(default_factory=set)
+    changed: dict[str, float] = field(default_factory=dict)
+    probes: int = 0
+    big_until: float = 0.0
+    marker: str | None = None
+    attributes_stored: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class Node:
+    """One inode. Times are nanoseconds since the epoch; `etag` is None until the object exists in the bucket.
+
+    `checked`: when the bucket last confirmed it (monotonic seconds). `complete`: its own metadata has been read.
+    """
+
+    __slots__ = (
+        "ino", "parent", "name", "mode", "uid", "gid", "size", "atime_ns", "mtime_ns", "ctime_ns", "rdev",
+        "etag", "checked", "complete", "metadata", "lookups", "children", "state", "unlinked", "target",
+    )  # fmt: skip
+
+    def __init__(self, ino: int, parent: Node | None, name: str, mode: int):
+        self.ino = ino
+        self.parent = parent
+        self.name = name
+        self.mode = mode
+        self.uid = 0
+        self.gid = 0
+        self.size = 0
+        self.atime_ns = 0
+        self.mtime_ns = 0
+        self.ctime_ns = 0
+        self.rdev = 0
+        self.etag: str | None = None
+        self.checked = 0.0
+        self.complete = False
+        self.metadata: dict[str, str] | None = None
+        self.lookups = 0
+        self.children: dict[str, Node] | None = {} if stat.S_ISDIR(mode) else None
+        self.state: FileState | DirState | None = None
+        self.unlinked = False
+        self.target: str | None = None  # of a symlink, once it was read
+
+    @property
+    def is_dir(self) -> bool:
+        return self.children is not None
+
+    @property
+    def is_file(self) -> bool:
+        return stat.S_ISREG(self.mode)
+
+    @property
+    def size_in_bucket(self) -> int:
+        """Bytes of the object as the bucket has it, whatever is unsent."""
+        draft = self.draft
+        if draft is None:
+            return self.size
+        return draft.base.size if draft.base is not None else 0
+
+    @property
+    def dir(self) -> DirState:
+        if self.state is None:
+            self.state = DirState()
+        assert isinstance(self.state, DirState)
+        return self.state
+
+    @property
+    def file(self) -> FileState:
+        if self.state is None:
+            self.state = FileState()
+        assert isinstance(self.state, FileState)
+        return self.state
+
+    @property
+    def draft(self) -> Draft | None:
+        """Data and size that the bucket does not have yet."""
+        state = self.state
+        return state.draft if isinstance(state, FileState) else None
+
+    @property
+    def busy(self) -> bool:
+        """Open, or with unsent data: what this mount knows of it beats any listing."""
+        state = self.state
+        return isinstance(state, FileState) and (
+            state.opens > 0 or state.draft is not None or state.attributes_due > 0
+        )
+
+    def __repr__(self) -> str:
+        return f"<Node {self.ino} {self.name!r} {stat.filemode(self.mode)}>"
+
+
+class NodeTable:
+    """All inodes by number, and the tree they form. Keys are derived from the parent chain, so a rename touches one node."""
+
+    def __init__(self, prefix: str, root_mode: int):
+        self.prefix = prefix
+        self.root = Node(ROOT_INO, None, "", root_mode)
+        self.by_ino: dict[int, Node] = {ROOT_INO: self.root}
+        self._salt = itertools.count(1)
+
+    def prefix_of(self, node: Node) -> str:
+        """The key prefix of a directory: "" or ending in "/"."""
+        names: list[str] = []
+        while node.parent is not None:
+            names.append(node.name)
+            node = node.parent
+        names.reverse()
+        return self.prefix + "/".join(names) + "/" if names else self.prefix
+
+    def key_of(self, node: Node) -> str:
+        """The object key of a node (of a directory: that of its marker)."""
+        if node.is_dir:
+            return self.prefix_of(node)
+        assert node.parent is not None, "an unlinked file has no key"
+        return self.prefix_of(node.parent) + node.name
+
+    def ino_for(self, parent: Node, name: str) -> int:
+        """The number a new node of this name would get: the same as long as nothing else has it, so readdir and stat agree."""
+        base = f"{parent.ino}/{name}".encode("utf-8", "surrogatepass")
+        ino = xxhash.xxh3_64_intdigest(base) >> 1
+        while ino <= ROOT_INO or ino in self.by_ino:
+            ino = xxhash.xxh3_64_intdigest(base + b"#%d" % next(self._salt)) >> 1
+        return ino
+
+    def add(self, parent: Node, name: str, mode: int) -> Node:
+        """Make a node and hang it under `parent`; whatever had the name there is detached."""
+        assert parent.children is not None
+        old = parent.children.get(name)
+        if old is not None:
+            self.detach(old)
+        node = Node(self.ino_for(parent, name), parent, name, mode)
+        self.by_ino[node.ino] = node
+        parent.children[name] = node
+        return node
+
+    def detach(self, node: Node) -> None:
+        """Take a node out of the tree; it lives on by number while the kernel or a handle holds it."""
+        parent = node.parent
+        if parent is not None and parent.children is not None and parent.children.get(node.name) is node:
+            del parent.children[node.name]
+        node.parent = None
+        self.drop_if_unused(node)
+
+    def move(self, node: Node, parent: Node, name: str) -> None:
+        """Re-parent. The number stays, and so does every open handle."""
+        assert parent.children is not None and node.parent is not None and node.parent.children is not None
+        if node.parent.children.get(node.name) is node:
+            del node.parent.children[node.name]
+        node.parent, node.name = parent, name
+        parent.children[name] = node
+
+    def forget(self, node: Node, count: int) -> None:
+        """The kernel gave back `count` lookups."""
+        node.lookups = max(0, node.lookups - count)
+        self.drop_if_unused(node)
+
+    def drop_if_unused(self, node: Node) -> None:
+        while node.ino != ROOT_INO and not node.lookups and not node.busy and not node.children:
+            parent = node.parent
+            if self.by_ino.get(node.ino) is node:
+                del self.by_ino[node.ino]
+            if parent is None:
+                return
+            if parent.children is not None and parent.children.get(node.name) is node:
+                del parent.children[node.name]
+            node.parent = None
+            node = parent
+
+    def below(self, node: Node) -> Iterator[Node]:
+        """Every known node under a directory."""
+        for child in list((node.children or {}).values()):
+            yield child
+            if child.is_dir:
+                yield from self.below(child)

@@ -1,0 +1,170 @@
+"""The composition root: wires the rooms together, runs the mount, and sends what is pending before it ends.
+
+llfuse keeps one session per process, so a process serves one mount. The daemon must never touch its own mountpoint.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import llfuse
+import platformdirs
+
+from sluicefs import control
+from sluicefs.config import Config
+from sluicefs.errors import MountError, UnmountError
+from sluicefs.fs.filesystem import FileSystem
+from sluicefs.fuse.operations import Operations
+from sluicefs.store.api import Store
+
+log = logging.getLogger(__name__)
+
+READ_AHEAD_KIB = 1024
+MAX_BACKGROUND = 64
+
+
+def staging_folder(config: Config) -> str:
+    """The private folder (0700) where this bucket's unsent data lies. OSError where it cannot be made."""
+    name = hashlib.sha256(f"{config.endpoint}\n{config.bucket}\n{config.prefix}".encode()).hexdigest()[:16]
+    folder = os.path.join(platformdirs.user_state_dir("sluicefs"), "staging", name)
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    os.chmod(folder, 0o700)
+    return folder
+
+
+def fuse_options(config: Config) -> set[str]:
+    """What is asked of libfuse 2.9 (mount.fuse(8))."""
+    options = {
+        f"fsname=sluicefs:{config.bucket}{':/' + config.prefix.rstrip('/') if config.prefix else ''}",
+        "subtype=sluicefs",
+        "default_permissions",
+        "big_writes",
+        "nonempty",
+        f"max_background={MAX_BACKGROUND}",
+        f"max_readahead={READ_AHEAD_KIB * 1024}",
+    }
+    if config.allow_other:
+        options.add("allow_other")
+    if config.read_only:
+        options.add("ro")
+    return options
+
+
+class _Operations(Operations):
+    """Operations that say when the kernel's first request has arrived."""
+
+    def __init__(self, fs: FileSystem, started: Callable[[], None]):
+        super().__init__(fs)
+        self._started = started
+
+    def init(self) -> None:
+        # On a thread of its own: llfuse's lock is held here, and an answer to the kernel is due first.
+        threading.Thread(target=self._started, name="started", daemon=True).start()
+
+
+def serve(config: Config, store: Store, *, ready: Callable[[], None]) -> None:
+    """Mount, call `ready` once the mount answers, and serve until it is unmounted or told to stop (SIGTERM, SIGINT, control socket).
+
+    Before it returns, everything pending has been sent, within `config.stop_timeout` seconds. Raises MountError if the mount
+    cannot be made, UnmountError if data could not be sent.
+    """
+    try:
+        staging = staging_folder(config)
+    except OSError as error:
+        raise MountError(f"the folder for unsent data cannot be made: {error}. Set XDG_STATE_HOME to a writable place.") from error
+    fs = FileSystem(config, store, staging)
+
+    def started() -> None:
+        _raise_read_ahead(config.mountpoint)
+        ready()
+
+    server = control.Server(control.socket_path(config.mountpoint), _handlers(config, store, fs))
+    try:
+        llfuse.init(_Operations(fs, started), config.mountpoint, fuse_options(config))
+    except RuntimeError as error:
+        fs.close()
+        raise MountError(
+            f"FUSE refused to mount {config.mountpoint}: {error}. `sluicefs doctor {config.bucket}` checks what is missing."
+        ) from error
+    try:
+        server.start()
+        reason = llfuse.main()
+        log.info("%s", "unmounted" if reason is None else f"stopping on signal {signal.Signals(reason).name}")
+    finally:
+        failed = _send_pending(fs, config.stop_timeout)
+        llfuse.close(unmount=True)
+        server.close()
+        fs.close()
+    if failed:
+        raise UnmountError(f"{len(failed)} files could not be sent to {config.bucket}: {', '.join(failed[:5])}")
+
+
+def _send_pending(fs: FileSystem, seconds: float) -> list[str]:
+    """Send what is unsent, trying again until it works or the time is over; returns the names of what is left."""
+    end = time.monotonic() + seconds
+    pause = 0.5
+    while True:
+        failed = fs.sync_all()
+        for node, error in failed:
+            log.error("%s is not in the bucket: %s", node.name, error)
+        if not failed or time.monotonic() + pause > end:
+            return [node.name for node, _ in failed]
+        if all(error.errno in (errno.EACCES, errno.ESTALE, errno.EFBIG) for _, error in failed):
+            return [node.name for node, _ in failed]  # trying again does not help
+        time.sleep(pause)
+        pause = min(pause * 2, 10)
+
+
+def _raise_read_ahead(mountpoint: str) -> None:
+    """Let the kernel ask 1 MiB ahead, so that 8 reads are in flight and not 2. Only root may; without it reading is slower."""
+    try:
+        with open("/proc/self/mountinfo") as mounts:
+            for line in mounts:
+                fields = line.split()
+                if fields[4] == mountpoint.replace("\\", "\\134").replace(" ", "\\040"):
+                    with open(f"/sys/class/bdi/{fields[2]}/read_ahead_kb", "w") as setting:
+                        setting.write(str(READ_AHEAD_KIB))
+    except OSError as error:
+        log.debug("the kernel's read-ahead stays as it is: %s", error)
+
+
+def _handlers(config: Config, store: Store, fs: FileSystem) -> dict[str, Callable[[dict[str, Any]], dict[str, Any]]]:
+    """What the control socket answers."""
+    started = time.time()
+
+    def status(_: dict[str, Any]) -> dict[str, Any]:
+        core = fs.core
+        return {
+            "bucket": config.bucket,
+            "prefix": config.prefix,
+            "endpoint": config.endpoint,
+            "mountpoint": config.mountpoint,
+            "pid": os.getpid(),
+            "started": started,
+            "read_only": config.read_only,
+            "write_mode": config.write_mode,
+            "cache": core.cache.stats(),
+            "pending": {"files": fs.pending(), "bytes": core.dirty.used},
+            "inodes": len(core.table.by_ino),
+            "left_out": sorted(core.directories.left_out)[:20],
+            **asdict(store.counters),
+        }
+
+    def flush(_: dict[str, Any]) -> dict[str, Any]:
+        failed = fs.sync_all()
+        return {"pending": fs.pending(), "failed": {node.name: str(error) for node, error in failed}}
+
+    def stop(_: dict[str, Any]) -> dict[str, Any]:
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()  # after this answer is out
+        return {}
+
+    return {"status": status, "flush": flush, "stop": stop}
