@@ -13,19 +13,22 @@ from dataclasses import dataclass
 from tests.model.generate import Generator, Limits
 from tests.model.steps import Outcome, Player, Step, agree, short
 
+Found = tuple[str, str] | None  # (kind, what): kind in few words, so that shrinking stays with one kind
 _numbers = itertools.count()
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Where two folders disagree: after `script` was played, the last step or the tree as it is now."""
+    """Where two folders disagree: after `script` was played, the last step or the tree as it is now. `kind` in few words."""
 
     script: list[Step]
+    kind: str
     what: str
 
     def __str__(self) -> str:
         steps = "\n".join("  " + json.dumps(step, ensure_ascii=False) for step in self.script)
-        return f"{self.what}\nafter these {len(self.script)} steps (replay: python -m tests.model LOCAL OTHER --script FILE):\n{steps}"
+        replay = "python -m tests.model LOCAL OTHER --script FILE"
+        return f"{self.what}\nafter these {len(self.script)} steps (replay: {replay}):\n{steps}"
 
 
 class Duel:
@@ -42,39 +45,43 @@ class Duel:
         script: list[Step] = []
         for number in range(1, steps + 1):
             script.append(generator.step())
-            found = self._play_one(players, script[-1]) or (number % check_every == 0 and self._compare(players))
+            found = self._play_one(players, script[-1]) or (self._compare(players) if number % check_every == 0 else None)
             if found:
                 break
         else:
             found = self._finish(players)
         self._close(players)
-        return self.shrink(Difference(script, found)) if found else None
+        return self.shrink(Difference(script, *found)) if found else None
 
     def replay(self, script: list[Step]) -> Difference | None:
         """Play this script, comparing the trees at its end only."""
         players = self._players()
         try:
             for number, step in enumerate(script):
-                if found := self._play_one(players, step):
-                    return Difference(script[: number + 1], found)
+                if different := self._play_one(players, step):
+                    return Difference(script[: number + 1], *different)
             found = self._compare(players) or self._finish(players)
-            return Difference(script, found) if found else None
+            return Difference(script, *found) if found else None
         finally:
             self._close(players)
 
     def shrink(self, difference: Difference, *, seconds: float = 60) -> Difference:
-        """Leave out steps, then lower numbers, as long as some difference remains. What cannot be repeated is returned as it is."""
+        """Leave out steps, then lower numbers, as long as that kind of difference remains.
+
+        What does not happen again in a replay is returned as it is.
+        """
         deadline = time.monotonic() + seconds
         best = self.replay(difference.script)
         if best is None:
-            return Difference(difference.script, f"{difference.what}\n(does not happen again in a replay: a matter of timing)")
+            what = f"{difference.what}\n(does not happen again in a replay: a matter of timing)"
+            return Difference(difference.script, difference.kind, what)
         progress = True
         while progress and time.monotonic() < deadline:
             progress = False
             for candidate in _shorter(best.script):
                 if time.monotonic() > deadline:
                     break
-                if (found := self.replay(candidate)) is not None:
+                if (found := self.replay(candidate)) is not None and found.kind == best.kind:
                     best, progress = found, True
                     break
         return best
@@ -83,28 +90,30 @@ class Duel:
         name = f"run{next(_numbers)}"
         return Player(os.path.join(self.local, name)), Player(os.path.join(self.other, name))
 
-    def _play_one(self, players: tuple[Player, Player], step: Step) -> str:
+    def _play_one(self, players: tuple[Player, Player], step: Step) -> Found:
         left, right = (player.play(step) for player in players)
         if agree(left, right, now_ns=time.time_ns()):
-            return ""
-        return (
-            f"{json.dumps(step, ensure_ascii=False)}: local {short(left)}, other {short(right)}{_first_difference(left, right)}"
-        )
+            return None
+        kind = " ".join(f"{outcome[0]} {outcome[1] if outcome[0] == 'errno' else ''}" for outcome in (left, right))
+        where = _first_difference(left, right)
+        return f"{step[0]} {kind}", f"{json.dumps(step, ensure_ascii=False)}: local {short(left)}, other {short(right)}{where}"
 
-    def _compare(self, players: tuple[Player, Player]) -> str:
+    def _compare(self, players: tuple[Player, Player]) -> Found:
         return compare_trees(players[0].root, players[1].root)
 
-    def _finish(self, players: tuple[Player, Player]) -> str:
+    def _finish(self, players: tuple[Player, Player]) -> Found:
         closed = [player.close_all() for player in players]
-        return f"closing: local {closed[0]}, other {closed[1]}" if closed[0] != closed[1] else self._compare(players)
+        if closed[0] != closed[1]:
+            return "closing", f"closing: local {closed[0]}, other {closed[1]}"
+        return self._compare(players)
 
     def _close(self, players: tuple[Player, Player]) -> None:
         for player in players:
             player.close_all()
 
 
-def compare_trees(local: str, other: str) -> str:
-    """The first difference in names, types, attributes, link targets or content below two folders; "" if there is none."""
+def compare_trees(local: str, other: str) -> Found:
+    """The first difference in names, types, attributes, link targets or content below two folders."""
     left, right = Player(local), Player(other)
     now = time.time_ns()
     folders = [""]
@@ -112,7 +121,7 @@ def compare_trees(local: str, other: str) -> str:
         folder = folders.pop()
         listings = [player.play(["listdir", folder]) for player in (left, right)]
         if listings[0] != listings[1]:
-            return f"listing of {folder or '.'}: local {listings[0]}, other {listings[1]}"
+            return "listing", f"listing of {folder or '.'}: local {listings[0]}, other {listings[1]}"
         for name, is_dir, is_link in listings[0][1] if listings[0][0] == "ok" else ():
             path = os.path.join(folder, name)
             regular = not is_link and not is_dir and stat.S_ISREG(os.lstat(os.path.join(local, path)).st_mode)
@@ -120,10 +129,10 @@ def compare_trees(local: str, other: str) -> str:
                 outcomes = [player.play([verb, path]) for player in (left, right)]
                 if not agree(outcomes[0], outcomes[1], now_ns=now):
                     where = _first_difference(outcomes[0], outcomes[1])
-                    return f"{verb} of {path!r}: local {short(outcomes[0])}, other {short(outcomes[1])}{where}"
+                    return verb, f"{verb} of {path!r}: local {short(outcomes[0])}, other {short(outcomes[1])}{where}"
             if is_dir:
                 folders.append(path)
-    return ""
+    return None
 
 
 def _first_difference(left: Outcome, right: Outcome) -> str:

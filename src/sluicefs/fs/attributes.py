@@ -141,9 +141,9 @@ def merge(
     OSError ENOSPC when names and values together exceed `limit` bytes.
     """
     drop = _OURS | _DIGESTS if content_changed else _OURS
-    merged = {name: _to_ascii(value) for name, value in (original or {}).items() if name not in drop}
+    merged = {name: value for name, value in (original or {}).items() if name not in drop}
     merged.update(ours)
-    needed = sum(len(name.encode("utf-8", "replace")) + len(value) for name, value in merged.items())
+    needed = sum(len((name + value).encode("utf-8", "replace")) for name, value in merged.items())
     if needed > limit:
         raise OSError(errno.ENOSPC, f"the attributes need {needed} bytes of object metadata, the store allows {limit}")
     return merged
@@ -308,15 +308,3 @@ def _decode_xattrs(text: str | None) -> Xattrs:
             except (UnicodeEncodeError, binascii.Error, ValueError):
                 continue
     return xattrs
-
-
-def _to_ascii(value: str) -> str:
-    """Header values must be ASCII on the way out; RFC 2047 is the form in which S3 itself hands out others."""
-    if value.isascii():
-        return value
-    try:
-        raw = value.encode("latin-1")  # HTTP libraries read header bytes as Latin-1
-        raw.decode("utf-8")
-    except UnicodeError:
-        raw = value.encode("utf-8", "replace")
-    return f"=?UTF-8?B?{base64.b64encode(raw).decode('ascii')}?="
