@@ -1,0 +1,93 @@
+# Every target sets up what it needs, once. `make setup` is enough to work; `make check` is what a change must pass.
+# Variables: PYTHON (python3), TESTS (what `make test` runs), ARGS (more arguments for pytest or the benchmarks).
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMPS := build/stamps
+TESTS  ?= tests/unit tests/contract tests/model tests/mount tests/faults
+PYTEST := $(BIN)/python -m pytest
+PIP    := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check
+EXT    := $(shell find ext -name '*.pyx' -o -name '*.pxd')
+
+.PHONY: setup demo test check lint types test-mount bench bench-quick bench-engine soak sanitize cover annotate clean
+.DELETE_ON_ERROR:
+
+setup: $(STAMPS)/engine
+
+$(STAMPS)/system: .ci/system
+	@mkdir -p $(STAMPS)
+	bash .ci/system $(PYTHON)
+	@touch $@
+
+$(BIN)/python: | $(STAMPS)/system
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMPS)/venv: pyproject.toml setup.py constraints.txt | $(BIN)/python
+	$(PIP) pip setuptools wheel Cython
+	$(PIP) --no-build-isolation -e '.[dev]'
+	@touch $@
+
+$(STAMPS)/engine: $(STAMPS)/venv $(EXT)
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@
+
+$(STAMPS)/demo $(STAMPS)/bench: $(STAMPS)/%: $(STAMPS)/engine
+	$(PIP) --no-build-isolation -e '.[$*]'
+	@touch $@
+
+$(STAMPS)/peers: | $(STAMPS)/system
+	bash .ci/system $(PYTHON) peers
+	@touch $@
+
+demo: $(STAMPS)/demo
+	$(BIN)/python examples/data_pipeline/demo.py
+
+check: lint types test
+
+lint: $(STAMPS)/engine
+	$(BIN)/ruff check .
+	$(BIN)/cython-lint ext
+
+types: $(STAMPS)/engine
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest sluicefs.engine
+
+test: $(STAMPS)/engine
+	timeout --kill-after=20 1500 $(PYTEST) $(TESTS) -m 'not soak' $(ARGS)
+
+test-mount: $(STAMPS)/engine
+	timeout --kill-after=20 1500 $(PYTEST) tests/mount tests/faults -m 'not soak' $(ARGS)
+
+soak: $(STAMPS)/engine
+	$(PYTEST) tests -m soak --timeout=0 $(ARGS)
+
+bench: $(STAMPS)/bench $(STAMPS)/peers
+	$(BIN)/python -m benchmarks run $(ARGS)
+
+bench-quick: $(STAMPS)/bench $(STAMPS)/peers
+	$(BIN)/python -m benchmarks run --quick $(ARGS)
+
+bench-engine: $(STAMPS)/bench
+	$(PYTEST) benchmarks/bench_engine.py --timeout=0 $(ARGS)
+
+# The same tests on an engine built with the address and undefined-behaviour sanitizers.
+sanitize: $(STAMPS)/engine
+	SANITIZE=1 $(BIN)/python setup.py --quiet build --build-base build/sanitize --build-lib build/sanitize/lib
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
+	  PYTHONMALLOC=malloc PYTHONPATH=build/sanitize/lib $(PYTEST) tests/unit tests/model --timeout=0 -m 'not soak' $(ARGS)
+
+cover: $(STAMPS)/engine
+	COVERAGE=1 $(BIN)/python setup.py --quiet build --build-base build/cover --build-lib build/cover/lib
+	@rm -rf build/coverage && mkdir -p build/coverage
+	PYTHONPATH=build/cover/lib $(BIN)/coverage run -m pytest $(TESTS) --timeout=0 -m 'not soak' $(ARGS)
+	$(BIN)/coverage combine --quiet && $(BIN)/coverage report && $(BIN)/coverage html --quiet -d build/coverage/html
+
+# Which lines of the engine touch Python: build/c/**/*.html.
+annotate: $(STAMPS)/venv
+	ANNOTATE=1 $(BIN)/python setup.py --quiet build_ext --inplace --force
+	@find build/c -name '*.html'
+
+clean:
+	rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src -name '*.so' -delete
