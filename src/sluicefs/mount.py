@@ -80,7 +80,9 @@ def serve(config: Config, store: Store, *, ready: Callable[[], None]) -> None:
     try:
         staging = staging_folder(config)
     except OSError as error:
-        raise MountError(f"the folder for unsent data cannot be made: {error}. Set XDG_STATE_HOME to a writable place.") from error
+        raise MountError(
+            f"the folder for unsent data cannot be made: {error}. Set XDG_STATE_HOME to a writable place."
+        ) from error
     fs = FileSystem(config, store, staging)
 
     def started() -> None:

@@ -31,6 +31,7 @@ cdef class BlockMap:
     cdef object __weakref__
     cdef BlockCache cache
     cdef list blocks
+    cdef public double confirmed
     cdef Py_ssize_t index_of(self, int64_t position)
     cdef Block find(self, int64_t position)
     cdef Block create(self, int64_t start, int64_t end, bint must)

@@ -207,7 +207,10 @@ cdef class Block:
 
 
 cdef class BlockMap:
-    """The disjoint blocks of one object version, by offset."""
+    """The disjoint blocks of one object version, by offset.
+
+    `confirmed`: when the owner last learnt that the version is still the current one (monotonic seconds).
+    """
 
     def __cinit__(self, BlockCache cache not None):
         self.cache = cache

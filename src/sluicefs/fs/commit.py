@@ -135,6 +135,8 @@ class Committer:
             raise
 
     def _commit_to(self, node: Node, draft: Draft, key: str) -> None:
+        if node.parent is not None and self.core.stored.differs(node):
+            self.core.stored.announce(node.parent)
         metadata, content_type = self.metadata_of(node)
         condition = None if draft.replaced or draft.base is None else draft.base.etag
         stream = self.streams.get(draft)
@@ -302,5 +304,3 @@ class Committer:
 
     def close(self) -> None:
         self.pool.shutdown()
-
-

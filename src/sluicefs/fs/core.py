@@ -18,9 +18,11 @@ from sluicefs.fs.commit import Committer
 from sluicefs.fs.directory import Directories
 from sluicefs.fs.fetching import Fetcher
 from sluicefs.fs.nodes import Node, NodeTable, Version
+from sluicefs.fs.stored import StoredAttributes
+from sluicefs.fs.walk import Walks
 from sluicefs.store.api import Store
 
-READ_THREADS = 8
+READ_THREADS = 16
 UPLOAD_THREADS = 8
 
 
@@ -51,6 +53,8 @@ class Core:
         self.fetcher = Fetcher(store, self.cache, READ_THREADS)
         self.committer = Committer(self, UPLOAD_THREADS)
         self.directories = Directories(self)
+        self.stored = StoredAttributes(self)
+        self.walks = Walks(self)
 
     def key_of(self, node: Node) -> str:
         """The key of a node that is in the tree."""
@@ -64,3 +68,4 @@ class Core:
         """End the threads. Everything was committed before."""
         self.fetcher.close()
         self.committer.close()
+        self.stored.close()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from sluicefs.errors import NotFoundError
 from sluicefs.fs import attributes
 from sluicefs.fs.names import Entry, Listing, valid_name
-from sluicefs.fs.nodes import DirState, Node, Version
+from sluicefs.fs.nodes import DirState, FileState, Node, Version
 from sluicefs.store.api import ObjectInfo
 
 if TYPE_CHECKING:
@@ -57,24 +57,43 @@ class Directories:
         with state.lock:  # one LIST at a time; whoever waited finds it fresh
             if not force and self.fresh(state):
                 return True
-            started = time.monotonic()
-            with core.lock:
-                prefix = core.table.prefix_of(node)
-            listing = Listing(prefix)
-            token: str | None = None
-            while True:
-                page = core.store.list(prefix, delimiter="/", token=token)
-                listing.add(page.objects, page.prefixes)
-                token = page.token
-                if token is None:
-                    break
-                if first_page_only:
+            ahead = None if force else core.walks.listing_of(node, WALK)
+            if ahead is not None:
+                listing, started = ahead
+            else:
+                started = time.monotonic()
+                with core.lock:
+                    prefix = core.table.prefix_of(node)
+                found = self._list(prefix, first_page_only)
+                if found is None:
                     state.big_until = started + BIG
                     return False
+                listing = found
+            core.stored.hide(node, listing)
+            core.stored.complete(node, listing)
             self._report_left_out(listing)
             with core.lock:
                 self._merge(node, listing, started)
             return True
+
+    def _list(self, prefix: str, first_page_only: bool) -> Listing | None:
+        listing = Listing(prefix)
+        token: str | None = None
+        while True:
+            page = self.core.store.list(prefix, delimiter="/", token=token)
+            listing.add(page.objects, page.prefixes)
+            token = page.token
+            if token is None:
+                return listing
+            if first_page_only:
+                return None
+
+    def names_in_order(self, node: Node) -> list[str]:
+        """The names of the last listing, in its order. Under `Core.lock`."""
+        state = node.dir
+        if state.order is None or len(state.order) < len(state.entries):
+            state.order = {name: index for index, name in enumerate(state.entries)}
+        return list(state.order)
 
     def _report_left_out(self, listing: Listing) -> None:
         for key, reason in listing.left_out.examples:
@@ -104,20 +123,26 @@ class Directories:
             elif entry.is_dir != child.is_dir:
                 if not child.busy:
                     core.table.detach(child)
-            elif not entry.is_dir and entry.info is not None:
+            elif entry.is_dir:
+                if entry.info is not None and entry.info.metadata is not None:
+                    self._take_attributes(child, entry.info)
+            elif entry.info is not None:
                 self._confirm(child, entry.info, started)
         state.entries = entries
         state.listed_at = started
         state.used_late.clear()
         state.probes = 0
         state.big_until = 0.0
-        state.marker = listing.marker.key if listing.marker else None
+        state.marker = listing.marker
+        state.order = None
+        state.last_opened = -2
+        state.walked = 0
 
     def _confirm(self, child: Node, info: ObjectInfo, at: float) -> bool:
         """Compare a known file with what the bucket says now. A new version gets a new node, so no page of the old one is served."""
         if child.etag == info.etag or child.draft is not None:
             child.checked = max(child.checked, at)
-            if info.metadata is not None and not child.complete:
+            if info.metadata is not None and not child.busy:
                 self._take_attributes(child, info)
             return True
         if child.checked > at:
@@ -231,6 +256,7 @@ class Directories:
         if info.metadata is not None:
             node.complete = True
             node.metadata = dict(info.metadata) or None
+            node.own = node.mtime_ns // 10**9 != int(info.modified) and "mtime" in info.metadata
 
     def refresh(self, node: Node) -> None:
         """Ask the bucket for a file again if its TTL is over. OSError ENOENT if it is gone, ESTALE if another version is there now."""
@@ -239,6 +265,11 @@ class Directories:
         with core.lock:
             if node.parent is None or node.is_dir or node.draft is not None or started - node.checked <= self.ttl:
                 return
+            state = node.state
+            if isinstance(state, FileState) and state.version is not None:
+                node.checked = max(node.checked, state.version.blocks.confirmed)  # a GET with If-Match said so
+                if started - node.checked <= self.ttl:
+                    return
             key = core.table.key_of(node)
         try:
             info = core.store.head(key)
@@ -251,6 +282,15 @@ class Directories:
         with core.lock:
             if not self._confirm(node, info, started):
                 raise OSError(errno.ESTALE, "the object was replaced by someone else")
+
+    def replaced(self, node: Node) -> None:
+        """The bucket has another version, or none: the next look-up asks and makes a new node."""
+        with self.core.lock:
+            parent = node.parent
+            node.checked = 0.0
+            if parent is not None and node.draft is None:
+                parent.dir.listed_at = 0.0
+                self.core.table.detach(node)
 
     def version_of(self, node: Node) -> Version:
         """The version that `node` stands for, with the blocks known of it."""
@@ -265,6 +305,7 @@ class Directories:
         """This mount changed a name: listings under way must not undo it. Under `Core.lock`."""
         state = parent.dir
         state.changed[name] = time.monotonic()
+        self.core.walks.forget()
         if entry is None:
             state.entries.pop(name, None)
         else:
@@ -275,7 +316,5 @@ class Directories:
         assert node.parent is not None
         info = None
         if node.etag is not None:
-            info = ObjectInfo(
-                self.core.table.key_of(node), node.size, node.etag, node.mtime_ns / 1e9, node.metadata
-            )
+            info = ObjectInfo(self.core.table.key_of(node), node.size, node.etag, time.time(), node.metadata)
         self.note(node.parent, node.name, Entry(node.name, False, info))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 import weakref
 from collections.abc import Callable
 
@@ -47,6 +48,10 @@ class Fetcher:
         version.key = key
         self._maps[(key, version.etag)] = version.blocks
 
+    def enqueue(self, version: Version, block: Block) -> None:
+        """Fetch a block soon, on one of the pool's threads."""
+        self._jobs.put((version, block))
+
     def queue_for(self, version: Version) -> Callable[[Block, bool], None]:
         """The `fetch` callable of a `Reader`."""
 
@@ -62,6 +67,7 @@ class Fetcher:
             if block.cancelled():
                 error = CancelledError("read-ahead was taken back")
             else:
+                started = time.monotonic()
                 self.store.get_into(
                     version.key,
                     block.offset,
@@ -71,6 +77,7 @@ class Fetcher:
                     cancelled=block.cancelled,
                 )
                 block.advance(block.size)
+                version.blocks.confirmed = max(version.blocks.confirmed, started)  # If-Match held
         except Exception as caught:
             error = caught
             if not isinstance(caught, CancelledError):

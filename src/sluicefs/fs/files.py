@@ -19,6 +19,7 @@ from sluicefs.fs import attributes
 from sluicefs.fs.draft import Draft
 from sluicefs.fs.fetching import INLINE
 from sluicefs.fs.nodes import FileState, Node, Version
+from sluicefs.fs.walk import SMALL
 
 if TYPE_CHECKING:
     from sluicefs.fs.core import Core
@@ -68,7 +69,7 @@ class Files:
         if writable and self.core.config.read_only:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         if not (writable and flags & os.O_TRUNC):
-            self.core.directories.refresh(node)
+            self._check_version(node, writable)
         handle = self.attach(node, writable)
         if writable and flags & os.O_TRUNC:
             try:
@@ -77,6 +78,23 @@ class Files:
                 self.release(handle)
                 raise
         return handle
+
+    def _check_version(self, node: Node, writable: bool) -> None:
+        """Is the object still the one that `node` stands for? A small one is asked by fetching it: it will be read anyway."""
+        core = self.core
+        if not writable and node.etag is not None and 0 < node.size <= SMALL and node.draft is None:
+            core.walks.opened(node)
+            if time.monotonic() - node.checked > core.config.attr_ttl:
+                version = core.directories.version_of(node)
+                if not version.blocks.covers(0, node.size):
+                    try:
+                        self.read_version(self.reader(version), version, 0, node.size)
+                    except OSError as error:
+                        if error.errno != errno.ESTALE:
+                            raise
+                        core.directories.replaced(node)
+                        raise
+        core.directories.refresh(node)
 
     def attach(self, node: Node, writable: bool) -> Handle:
         with self.core.lock:
@@ -150,7 +168,7 @@ class Files:
                 data = reader.collect(offset, length, bound)
         except (ConditionFailedError, NotFoundError) as error:
             if node is not None:
-                node.checked = 0.0
+                self.core.directories.replaced(node)
             raise OSError(errno.ESTALE, f"{version.key} was replaced or deleted while it was open") from error
         except TimeoutError as error:
             raise OSError(errno.ETIMEDOUT, f"{version.key}: {error}") from error
@@ -251,6 +269,9 @@ class Files:
             if node.parent is None or node.etag is None or state.draft is not None:
                 return
             key, etag = core.table.key_of(node), node.etag
+            parent = node.parent
+        if core.stored.differs(node):
+            core.stored.announce(parent)
         ours = attributes.encode(node)  # type: ignore[arg-type]
         metadata = attributes.merge(node.metadata, ours)
         new_etag = core.store.copy(

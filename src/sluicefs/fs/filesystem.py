@@ -118,7 +118,9 @@ class FileSystem:
                 node.atime_ns = change.atime_ns
             if change.mtime_ns is not None:
                 node.mtime_ns = change.mtime_ns
-            node.ctime_ns = time.time_ns()
+            node.ctime_ns = now = time.time_ns()
+            if change.mtime_ns is not None and abs(now - change.mtime_ns) > 2_000_000_000:
+                node.own = True
         if node.is_dir:
             self.names.store_directory_attributes(node)
         else:

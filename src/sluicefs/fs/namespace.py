@@ -19,6 +19,8 @@ from sluicefs.errors import StoreError
 from sluicefs.fs import attributes
 from sluicefs.fs.names import Entry, join_key
 from sluicefs.fs.nodes import FileState, Node
+from sluicefs.fs.stored import FLAG
+from sluicefs.store.api import ObjectInfo
 
 if TYPE_CHECKING:
     from sluicefs.fs.core import Core
@@ -116,12 +118,16 @@ class Namespace:
         return node
 
     def _put_marker(self, node: Node) -> None:
-        key = self.core.key_of(node)
-        if key == "":
-            return  # the bucket itself: nothing can carry its attributes
-        metadata = attributes.merge(node.metadata, attributes.encode(node))  # type: ignore[arg-type]
-        self.core.store.put(key, b"", metadata=metadata, content_type=attributes.DIRECTORY_TYPE)
-        node.dir.marker = key
+        core = self.core
+        key = core.stored.marker_key(node)
+        if node.parent is not None and core.stored.differs(node):
+            core.stored.announce(node.parent)
+        ours = attributes.encode(node)  # type: ignore[arg-type]
+        if node.dir.stores_attributes:
+            ours[FLAG] = "1"
+        metadata = attributes.merge(node.metadata, ours)
+        etag = core.store.put(key, bytearray(), metadata=metadata, content_type=attributes.DIRECTORY_TYPE)
+        node.dir.marker = ObjectInfo(key, 0, etag, time.time())
         node.metadata = metadata
 
     def store_directory_attributes(self, node: Node) -> None:
@@ -144,6 +150,8 @@ class Namespace:
     def _put_special(self, node: Node, body: bytes) -> None:
         core = self.core
         try:
+            assert node.parent is not None
+            core.stored.announce(node.parent)  # what kind of file it is stands in its metadata
             metadata, content_type = core.committer.metadata_of(node)
             node.etag = core.store.put(core.key_of(node), bytearray(body), metadata=metadata, content_type=content_type)
         except BaseException:
@@ -395,7 +403,8 @@ class Namespace:
         old_entry = node.parent.dir.entries.get(node.name) if node.parent is not None else None
         self._move(node, target, new_parent, new_name)
         with core.lock:
-            node.dir.marker = new_prefix
+            node.dir.marker = ObjectInfo(new_prefix, 0, "", time.time())
+            node.dir.flag_of = None
             node.dir.listed_at = 0.0
             for below in core.table.below(node):
                 if below.is_dir:

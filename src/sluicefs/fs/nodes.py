@@ -16,6 +16,7 @@ import xxhash
 
 from sluicefs.engine import BlockMap
 from sluicefs.fs.names import Entry
+from sluicefs.store.api import ObjectInfo
 
 if TYPE_CHECKING:
     from sluicefs.fs.draft import Draft
@@ -52,7 +53,8 @@ class DirState:
 
     `listed_at`: when the listing that `entries` came from was asked for (monotonic seconds; 0: never). `used_late`: names that
     were answered from it after its time. `changed`: when this mount itself last changed a name, so that an older listing
-    does not undo it.
+    does not undo it. `probes` and `big_until` steer how one name is asked for, `walked` and `order` notice a walk.
+    `stores_attributes`: entries have attributes of their own in the bucket; `flag_of` is the marker's ETag that said so.
     """
 
     entries: dict[str, Entry] = field(default_factory=dict)
@@ -61,20 +63,26 @@ class DirState:
     changed: dict[str, float] = field(default_factory=dict)
     probes: int = 0
     big_until: float = 0.0
-    marker: str | None = None
-    attributes_stored: bool = False
+    marker: ObjectInfo | None = None
+    stores_attributes: bool = False
+    flag_of: str | None = None
+    walked: int = 0
+    order: dict[str, int] | None = None
+    last_opened: int = -2
+    opened_in_order: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 class Node:
     """One inode. Times are nanoseconds since the epoch; `etag` is None until the object exists in the bucket.
 
-    `checked`: when the bucket last confirmed it (monotonic seconds). `complete`: its own metadata has been read.
+    `checked`: when the bucket last confirmed it (monotonic seconds). `complete`: its own metadata has been read. `own`: its
+    attributes differ from what a listing alone would show.
     """
 
     __slots__ = (
         "ino", "parent", "name", "mode", "uid", "gid", "size", "atime_ns", "mtime_ns", "ctime_ns", "rdev",
-        "etag", "checked", "complete", "metadata", "lookups", "children", "state", "unlinked", "target",
+        "etag", "checked", "complete", "metadata", "lookups", "children", "state", "unlinked", "target", "own",
     )  # fmt: skip
 
     def __init__(self, ino: int, parent: Node | None, name: str, mode: int):
@@ -97,6 +105,7 @@ class Node:
         self.children: dict[str, Node] | None = {} if stat.S_ISDIR(mode) else None
         self.state: FileState | DirState | None = None
         self.unlinked = False
+        self.own = False
         self.target: str | None = None  # of a symlink, once it was read
 
     @property
@@ -139,9 +148,7 @@ class Node:
     def busy(self) -> bool:
         """Open, or with unsent data: what this mount knows of it beats any listing."""
         state = self.state
-        return isinstance(state, FileState) and (
-            state.opens > 0 or state.draft is not None or state.attributes_due > 0
-        )
+        return isinstance(state, FileState) and (state.opens > 0 or state.draft is not None or state.attributes_due > 0)
 
     def __repr__(self) -> str:
         return f"<Node {self.ino} {self.name!r} {stat.filemode(self.mode)}>"
