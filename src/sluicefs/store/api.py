@@ -73,7 +73,7 @@ class Store(Protocol):
         progress: Callable[[int], object] | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> ObjectInfo:
-        """Ranged GetObject that fills the whole of `buffer` (writable, C-contiguous bytes) from `offset`, with If-Match if `etag`.
+        """Ranged GetObject: fills the whole of `buffer` (writable, C-contiguous bytes) from `offset`, with If-Match if `etag`.
 
         `progress(n)` is called as bytes land: the first n bytes of `buffer` are valid. `cancelled()` is asked between
         reads; True raises CancelledError and drops the connection. A short body is retried from where it broke off, then
@@ -114,7 +114,7 @@ class Store(Protocol):
         if_match: str | None = None,
         if_none_match: bool = False,
     ) -> str:
-        """CompleteMultipartUpload with (number, ETag) in order; returns the object's ETag. Looks for an error inside a 200 answer."""
+        """CompleteMultipartUpload with (number, ETag) in order; returns the object's ETag. An error inside a 200 is found."""
 
     def abort_upload(self, key: str, upload_id: str) -> None:
         """AbortMultipartUpload; an upload that is gone already is no error."""

@@ -194,7 +194,7 @@ class MemoryStore:
         return etag
 
     def put_sparse(self, key: str, size: int, data: Mapping[int, bytes] | None = None) -> str:
-        """Test set-up: an object of `size` bytes, zero but for `data` (offset to content). Counts no request; returns the ETag."""
+        """Test set-up: an object of `size` bytes, zero but for `data` (offset to content); no request. Returns the ETag."""
         check_key(key)
         pieces: list[Piece] = []
         end = 0

@@ -71,7 +71,7 @@ def decode_value(value: str) -> str:
 
 
 def encode_metadata(metadata: Mapping[str, str] | None) -> dict[str, str]:
-    """`metadata` as it is sent, names in lower case. Raises StoreError (EINVAL) for a bad name, TooLargeError beyond the limit."""
+    """`metadata` as it is sent, names in lower case. Raises StoreError (EINVAL, a bad name), TooLargeError beyond the limit."""
     encoded: dict[str, str] = {}
     for name, value in (metadata or {}).items():
         if not _NAME.match(name):

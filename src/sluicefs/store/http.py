@@ -1,0 +1,500 @@
+"""HTTP/1.1 over a pool of keep-alive connections, as little of it as S3 needs. Knows nothing of S3 and never retries a request
+that the server may have begun to answer.
+
+A body of stated length is received straight into the caller's memory (`recv_into`, the GIL released meanwhile). A small
+GET costs one send and one receive.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import select
+import socket
+import ssl
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from urllib.parse import unquote, urlsplit
+
+from sluicefs.store.api import Buffer
+
+MAX_HEAD = 64 * 1024  # bytes of a status line and headers; S3 allows 8 KiB of metadata
+_STEP = 256 * 1024  # bytes between two progress calls
+_SLICE = 0.2  # seconds between two looks at `cancelled` while nothing comes
+_IDLE = 50.0  # seconds after which an unused connection is not trusted any more
+_MAX_LINE = 1024  # bytes of a chunk-size line
+
+Receiver = Callable[[int, Buffer, int, float, int], int]
+"""`receive(fd, buffer, start, timeout, block)`: fills `buffer` from `start` until `block` more bytes are in, it is full, or
+the peer ended; returns the new position. Raises TimeoutError after `timeout` seconds without a byte, OSError otherwise."""
+
+
+class HttpError(OSError):
+    """The exchange broke. `sent` is False when the server cannot have seen the whole request on a connection that was fresh."""
+
+
+class StaleConnectionError(HttpError):
+    """A reused connection had been closed by the server before it sent one byte of an answer."""
+
+
+class Cancelled(Exception):
+    """`cancelled()` said so."""
+
+
+class Connection:
+    """One connection and what was received beyond the last answer."""
+
+    __slots__ = ("broken", "buffer", "filled", "poll", "raw", "reused", "since", "sock", "timeout")
+
+    def __init__(self, sock: socket.socket, timeout: float) -> None:
+        self.sock = sock
+        self.raw = not isinstance(sock, ssl.SSLSocket)
+        self.buffer = bytearray(MAX_HEAD)
+        self.filled = 0
+        self.poll = select.poll()
+        self.poll.register(sock.fileno(), select.POLLIN | select.POLLPRI)
+        self.reused = False
+        self.since = 0.0
+        self.broken = False
+        self.timeout = timeout
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self.sock.close()
+
+    def is_fresh(self, now: float) -> bool:
+        """False when it idled too long, or has something to read: with nothing asked that is an end or an error."""
+        return now - self.since < _IDLE and not self.poll.poll(0)
+
+    def wait_timeout(self, seconds: float) -> None:
+        if seconds != self.timeout:
+            self.sock.settimeout(seconds)
+            self.timeout = seconds
+
+    def receive(self, view: memoryview, end: float, cancelled: Callable[[], bool] | None) -> int:
+        """Some bytes into `view`, 0 at the end of the stream. `end`: monotonic time after which TimeoutError is raised."""
+        while True:
+            left = end - time.monotonic()
+            if left <= 0:
+                raise TimeoutError("no answer in time")
+            if cancelled is None:
+                self.wait_timeout(left)
+                return self.sock.recv_into(view)
+            if cancelled():
+                self.broken = True
+                raise Cancelled
+            self.wait_timeout(min(left, _SLICE))
+            try:
+                return self.sock.recv_into(view)
+            except TimeoutError:
+                continue
+
+
+class Answer:
+    """A status, headers (lower-case names) and a body still to be read. Call `close` when done, in any case."""
+
+    __slots__ = ("_chunked", "_connection", "_left", "_pool", "_timeout", "headers", "length", "status")
+
+    def __init__(
+        self, pool: Pool, connection: Connection, status: int, headers: dict[str, str], timeout: float, *, no_body: bool
+    ) -> None:
+        self._pool = pool
+        self._connection: Connection | None = connection
+        self._timeout = timeout
+        self.status = status
+        self.headers = headers
+        self._chunked = headers.get("transfer-encoding", "").lower().endswith("chunked")
+        stated = headers.get("content-length")
+        self.length: int | None = None
+        if no_body or status in (204, 304):
+            self._chunked = False
+            self._left = 0
+        elif self._chunked or stated is None:
+            self._left = -1
+        else:
+            if not (stated.isascii() and stated.isdigit()):
+                connection.broken = True
+                raise HttpError(f"the answer states a length of {stated[:40]!r}")
+            self._left = int(stated)
+        if stated is not None and stated.isdigit() and not self._chunked:
+            self.length = int(stated)
+        if headers.get("connection", "").lower() == "close" or (self._left < 0 and not self._chunked):
+            connection.broken = True  # not to be used again
+
+    def read_into(
+        self,
+        view: memoryview,
+        start: int = 0,
+        *,
+        progress: Callable[[int], object] | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> int:
+        """Fills `view` from `start` with a body of stated length; returns the position reached, short when it broke off.
+
+        `progress(n)`: n bytes of `view` are there. Raises Cancelled, and TimeoutError when nothing comes for the timeout.
+        """
+        connection = self._connection
+        if connection is None or self._left < 0:
+            raise HttpError("the answer states no length")
+        position = start
+        goal = min(len(view), start + self._left)
+        if connection.filled:
+            take = min(connection.filled, goal - position)
+            view[position : position + take] = memoryview(connection.buffer)[:take]
+            _shift(connection, take)
+            position += take
+        receiver = self._pool.receiver if connection.raw else None
+        told = start
+        patience = time.monotonic() + self._timeout
+        try:
+            while position < goal:
+                if receiver is not None and cancelled is None:
+                    reached = receiver(connection.sock.fileno(), view[:goal], position, self._timeout, _STEP)
+                else:
+                    reached = position + connection.receive(view[position : min(goal, position + _STEP)], patience, cancelled)
+                if reached == position:
+                    connection.broken = True
+                    break
+                position = reached
+                if position - told >= _STEP:
+                    told = position
+                    patience = time.monotonic() + self._timeout
+                    if progress is not None:
+                        progress(position)
+        except BaseException as error:
+            connection.broken = True
+            if not isinstance(error, OSError) or isinstance(error, TimeoutError):
+                raise
+        finally:
+            self._left -= position - start
+        if position > told and progress is not None:
+            progress(position)
+        return position
+
+    def read(self, limit: int) -> bytes:
+        """The whole body, of whatever framing. Raises HttpError when it is longer than `limit` bytes or breaks off."""
+        if self._left >= 0:
+            if self._left > limit:
+                raise HttpError(f"an answer of {self._left} bytes, at most {limit} are taken")
+            body = bytearray(self._left)
+            if self.read_into(memoryview(body)) < len(body):
+                raise HttpError("the answer broke off")
+            return bytes(body)
+        pieces: list[bytes] = []
+        total = 0
+        while piece := (self._read_chunk(limit) if self._chunked else self._read_some()):
+            pieces.append(piece)
+            total += len(piece)
+            if total > limit:
+                raise HttpError(f"an answer of more than {limit} bytes")
+        self._left = 0
+        return b"".join(pieces)
+
+    def close(self) -> None:
+        """Gives the connection back, or drops it where a part of the body was left unread."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._pool.give_back(connection, reusable=self._left == 0 and not connection.broken)
+
+    def _read_some(self) -> bytes:
+        connection = self._connection
+        assert connection is not None
+        if not connection.filled:
+            count = connection.receive(memoryview(connection.buffer), time.monotonic() + self._timeout, None)
+            connection.filled = count
+        piece = bytes(connection.buffer[: connection.filled])
+        connection.filled = 0
+        return piece
+
+    def _take(self, count: int) -> bytes:
+        """Exactly `count` bytes."""
+        connection = self._connection
+        assert connection is not None
+        pieces = bytearray(connection.buffer[: min(count, connection.filled)])
+        _shift(connection, len(pieces))
+        while len(pieces) < count:
+            more = bytearray(min(count - len(pieces), _STEP))
+            got = connection.receive(memoryview(more), time.monotonic() + self._timeout, None)
+            if not got:
+                connection.broken = True
+                raise HttpError("the answer broke off inside a chunk")
+            pieces += more[:got]
+        return bytes(pieces)
+
+    def _line(self) -> bytes:
+        connection = self._connection
+        assert connection is not None
+        while (found := connection.buffer.find(b"\r\n", 0, connection.filled)) < 0:
+            if connection.filled > _MAX_LINE:
+                connection.broken = True
+                raise HttpError("the answer's chunks are malformed")
+            free = memoryview(connection.buffer)[connection.filled :]
+            got = connection.receive(free, time.monotonic() + self._timeout, None)
+            if not got:
+                connection.broken = True
+                raise HttpError("the answer broke off between chunks")
+            connection.filled += got
+        line = bytes(connection.buffer[:found])
+        _shift(connection, found + 2)
+        return line
+
+    def _read_chunk(self, limit: int) -> bytes:
+        text = self._line().partition(b";")[0].strip()
+        if not re.fullmatch(rb"[0-9A-Fa-f]{1,12}", text):
+            if self._connection is not None:
+                self._connection.broken = True
+            raise HttpError("the answer's chunks are malformed")
+        size = int(text, 16)
+        if size > limit:
+            raise HttpError(f"a chunk of {size} bytes, at most {limit} are taken")
+        if not size:
+            while self._line():
+                pass  # trailers
+            return b""
+        piece = self._take(size)
+        if self._line():
+            raise HttpError("the answer's chunks are malformed")
+        return piece
+
+
+def _shift(connection: Connection, count: int) -> None:
+    left = connection.filled - count
+    if left:
+        connection.buffer[:left] = connection.buffer[count : connection.filled]
+    connection.filled = left
+
+
+@dataclass(frozen=True, slots=True)
+class _Proxy:
+    host: str
+    port: int
+    authorization: str
+
+
+class Pool:
+    """Connections to one origin: at most `size` at once; a caller that finds none free waits for at most `timeout` seconds.
+
+    TLS is verified against `ca_bundle` (a file), else the system's certificates. HTTP_PROXY, HTTPS_PROXY and NO_PROXY hold.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        size: int = 16,
+        timeout: float = 30.0,
+        ca_bundle: str | None = None,
+        receiver: Receiver | None = None,
+        proxies: Mapping[str, str] | None = None,
+    ) -> None:
+        parts = urlsplit(endpoint)
+        self.secure = parts.scheme == "https"
+        self.host = parts.hostname or ""
+        self.port = parts.port or (443 if self.secure else 80)
+        self.timeout = timeout
+        self.receiver = receiver
+        self.proxy = find_proxy(endpoint, proxies)
+        self._tls = ssl.create_default_context(cafile=ca_bundle) if self.secure else None
+        self._idle: list[Connection] = []
+        self._lock = threading.Lock()
+        self._free = threading.BoundedSemaphore(size)
+        self._closed = False
+
+    def exchange(
+        self,
+        method: str,
+        target: str,
+        headers: str,
+        body: memoryview | None,
+        *,
+        wait: float | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> Answer:
+        """Sends one request and reads the head of its answer.
+
+        `headers`: ready lines, each ended by CRLF. `wait`: seconds until the answer must begin [the pool's timeout]. Raises
+        StaleConnectionError, TimeoutError, ssl.SSLError, socket.gaierror, OSError, Cancelled.
+        """
+        if not self._free.acquire(timeout=self.timeout):
+            raise TimeoutError(f"all connections were busy for {self.timeout:g} s")
+        connection: Connection | None = None
+        try:
+            connection = self._take_idle() or self._connect()
+            if self.proxy is not None and not self.secure:
+                target = f"http://{self.host}:{self.port}{target}"
+                headers = self.proxy.authorization + headers
+            head = f"{method} {target} HTTP/1.1\r\n{headers}\r\n".encode("latin-1")
+            self._send(connection, head, body)
+            end = time.monotonic() + (self.timeout if wait is None else wait)
+            status, fields = self._read_head(connection, end, cancelled)
+            return Answer(self, connection, status, fields, self.timeout, no_body=method == "HEAD")
+        except BaseException:
+            if connection is not None:
+                connection.close()
+            self._free.release()
+            raise
+
+    def give_back(self, connection: Connection, *, reusable: bool) -> None:
+        """For `Answer.close` only."""
+        if reusable and not connection.filled and not self._closed:
+            connection.since = time.monotonic()
+            connection.reused = True
+            with self._lock:
+                self._idle.append(connection)
+        else:
+            connection.close()
+        self._free.release()
+
+    def close(self) -> None:
+        """Drops the idle connections; busy ones are dropped as they come back."""
+        self._closed = True
+        self.drop_idle()
+
+    def drop_idle(self) -> None:
+        """After the endpoint failed once, what is idle is not trusted either."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    def _take_idle(self) -> Connection | None:
+        now = time.monotonic()
+        while True:
+            with self._lock:
+                if not self._idle:
+                    return None
+                connection = self._idle.pop()  # the one used last: the others may grow old and go
+                old = self._idle.pop(0) if self._idle and now - self._idle[0].since > _IDLE else None
+            if old is not None:
+                old.close()
+            if connection.is_fresh(now):
+                return connection
+            connection.close()
+
+    def _connect(self) -> Connection:
+        proxy = self.proxy
+        address = (proxy.host, proxy.port) if proxy is not None else (self.host, self.port)
+        sock = socket.create_connection(address, timeout=min(self.timeout, 10.0))
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            if self._tls is not None:
+                if proxy is not None:
+                    _tunnel(sock, f"{self.host}:{self.port}", proxy.authorization, self.timeout)
+                sock = self._tls.wrap_socket(sock, server_hostname=self.host)
+            sock.settimeout(self.timeout)
+            return Connection(sock, self.timeout)
+        except BaseException:
+            sock.close()
+            raise
+
+    def _send(self, connection: Connection, head: bytes, body: memoryview | None) -> None:
+        connection.wait_timeout(self.timeout)
+        sock = connection.sock
+        try:
+            if not body:
+                sock.sendall(head)
+                return
+            if connection.raw:
+                sent = sock.sendmsg((head, body[:_STEP])) - len(head)
+                if sent < 0:
+                    sock.sendall(head[sent:])
+                    sent = 0
+            elif len(body) < 16384:
+                sock.sendall(head + body)
+                return
+            else:
+                sock.sendall(head)
+                sent = 0
+            while sent < len(body):
+                sent += sock.send(body[sent : sent + 4 * _STEP])
+        except TimeoutError:
+            raise
+        except OSError as error:
+            # The server may have refused the request early and closed: what it said is worth more than the broken pipe.
+            connection.broken = True
+            if not connection.poll.poll(200):
+                raise self._lost(connection, error) from None
+
+    def _read_head(
+        self, connection: Connection, end: float, cancelled: Callable[[], bool] | None
+    ) -> tuple[int, dict[str, str]]:
+        view = memoryview(connection.buffer)
+        while True:
+            found = connection.buffer.find(b"\r\n\r\n", 0, connection.filled)
+            if found >= 0:
+                status, fields = _parse_head(bytes(view[:found]))
+                _shift(connection, found + 4)
+                if status >= 200:
+                    return status, fields
+                continue  # 100 Continue and its kind
+            if connection.filled == MAX_HEAD:
+                raise HttpError(f"the answer's headers are larger than {MAX_HEAD} bytes")
+            try:
+                got = connection.receive(view[connection.filled :], end, cancelled)
+            except TimeoutError:
+                raise
+            except OSError as error:
+                raise self._lost(connection, error) from None
+            if not got:
+                raise self._lost(connection, None)
+            connection.filled += got
+
+    def _lost(self, connection: Connection, error: OSError | None) -> HttpError:
+        why = (error.strerror or str(error)) if error is not None else "the connection was closed before an answer"
+        if connection.reused and not connection.filled:
+            return StaleConnectionError(why)
+        return HttpError(why)
+
+
+def _parse_head(head: bytes) -> tuple[int, dict[str, str]]:
+    """Status and headers; of a header that stands twice the last counts. Raises HttpError for what is not HTTP/1."""
+    lines = head.decode("latin-1").split("\r\n")
+    version, _, rest = lines[0].partition(" ")
+    status = rest[:3]
+    if not version.startswith("HTTP/1.") or len(status) != 3 or not status.isdigit():
+        raise HttpError(f"the answer is not HTTP: {lines[0][:60]!r}")
+    fields: dict[str, str] = {}
+    for line in lines[1:]:
+        name, _, value = line.partition(":")
+        fields[name.lower()] = value.strip()
+    return int(status), fields
+
+
+def find_proxy(endpoint: str, proxies: Mapping[str, str] | None = None) -> _Proxy | None:
+    """The proxy the environment names for `endpoint`; `proxies` (scheme to URL) instead of the environment.
+
+    Raises HttpError for one that is not an HTTP proxy.
+    """
+    parts = urlsplit(endpoint)
+    known = urllib.request.getproxies() if proxies is None else proxies
+    url = known.get(parts.scheme) or known.get("all")
+    if not url or (proxies is None and urllib.request.proxy_bypass(f"{parts.hostname}:{parts.port or 0}")):
+        return None
+    named = urlsplit(url if "//" in url else f"//{url}")
+    if named.scheme not in ("", "http") or not named.hostname:
+        raise HttpError(f"the proxy for {parts.hostname} must be an http:// one, not {named.scheme}://")
+    authorization = ""
+    if named.username is not None:
+        pair = f"{unquote(named.username)}:{unquote(named.password or '')}".encode()
+        authorization = f"Proxy-Authorization: Basic {base64.b64encode(pair).decode()}\r\n"
+    return _Proxy(named.hostname, named.port or 80, authorization)
+
+
+def _tunnel(sock: socket.socket, target: str, authorization: str, timeout: float) -> None:
+    """CONNECT through an HTTP proxy."""
+    sock.settimeout(timeout)
+    sock.sendall(f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n{authorization}\r\n".encode("latin-1"))
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        byte = sock.recv(1)  # not one byte beyond the head: the next is the server's TLS
+        if not byte or len(head) > MAX_HEAD:
+            raise HttpError("the proxy closed the connection")
+        head += byte
+    status, _ = _parse_head(head[:-4])
+    if status != 200:
+        raise HttpError(f"the proxy refused the connection with status {status}")
