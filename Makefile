@@ -8,6 +8,7 @@ STAMPS := build/stamps
 TESTS  ?= tests/unit tests/contract tests/model tests/mount tests/faults
 PYTEST := $(BIN)/python -m pytest
 PIP    := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check
+export PATH := $(CURDIR)/$(BIN):$(PATH)
 EXT    := $(shell find ext -name '*.pyx' -o -name '*.pxd')
 
 .PHONY: setup demo test check lint types test-mount bench bench-quick bench-engine soak sanitize cover annotate clean

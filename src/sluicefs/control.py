@@ -1,0 +1,225 @@
+"""How other processes of the same user talk to a mount's process: JSON lines over a Unix socket. A leaf: stdlib only.
+
+Each mount has one socket, mode 0600, in a folder of mode 0700, named after its mountpoint. A secret is never asked for nor
+answered. Nothing here touches a mountpoint: a look at it would wait for the mount's process, which may be gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import os
+import socket
+import stat
+import struct
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[dict[str, Any]], dict[str, Any]]
+
+FS_TYPE = "fuse.sluicefs"
+_LONGEST_LINE = 1 << 20  # bytes of one request or answer
+
+
+class ControlError(Exception):
+    """The mount's process answered that it could not do what was asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class MountPoint:
+    """One line of the kernel's table of mounts. `source` is `sluicefs:BUCKET[:/PREFIX]` for ours."""
+
+    path: str
+    fs_type: str
+    source: str
+    options: str
+
+    @property
+    def is_ours(self) -> bool:
+        """A mount of sluicefs, alive or dead."""
+        return self.fs_type == FS_TYPE
+
+
+def runtime_folder() -> str:
+    """This user's private folder of sockets, made where it is missing. Raises OSError when none can be."""
+    uid = os.getuid()
+    given = os.environ.get("XDG_RUNTIME_DIR")
+    places = ["/run/sluicefs"] if uid == 0 else [f"{given}/sluicefs"] if given else [f"/run/user/{uid}/sluicefs"]
+    places.append(os.path.join(tempfile.gettempdir(), f"sluicefs-{uid}"))
+    for place in places:
+        try:
+            os.mkdir(place, 0o700)
+        except FileExistsError:
+            pass
+        except OSError:
+            continue
+        found = os.lstat(place)
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != uid:
+            raise PermissionError(errno.EPERM, "the folder of control sockets belongs to someone else", place)
+        os.chmod(place, 0o700)
+        return place
+    raise OSError(errno.EACCES, f"no folder for control sockets can be made; tried {', '.join(places)}")
+
+
+def socket_path(mountpoint: str) -> str:
+    """The control socket of the mount on `mountpoint`."""
+    name = hashlib.sha256(os.fsencode(os.path.realpath(mountpoint))).hexdigest()[:16]
+    return os.path.join(runtime_folder(), f"{name}.sock")
+
+
+class Server:
+    """Answers each request with what the handler of its verb returns; each connection on a thread of its own."""
+
+    def __init__(self, path: str, handlers: Mapping[str, Handler]) -> None:
+        self._path = path
+        self._handlers = handlers
+        self._socket: socket.socket | None = None
+
+    def start(self) -> None:
+        """Begin to listen. Raises OSError, EADDRINUSE when another process answers on this path."""
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            _remove_stale(self._path)
+            listener.bind(self._path)
+            os.chmod(self._path, 0o600)
+            listener.listen(16)
+        except OSError:
+            listener.close()
+            raise
+        self._socket = listener
+        threading.Thread(target=self._accept, args=(listener,), name="control", daemon=True).start()
+
+    def close(self) -> None:
+        """Stop listening and remove the socket. Answers under way may be cut off."""
+        listener, self._socket = self._socket, None
+        if listener is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._path)
+            with contextlib.suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)  # wakes accept
+            listener.close()
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                if self._socket is not listener:
+                    return  # closed
+                log.exception("the control socket could not accept a connection")
+                continue
+            threading.Thread(target=self._serve, args=(connection,), name="control", daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            if _peer(connection) not in (0, os.getuid()):
+                return
+            with connection.makefile("rwb") as stream:
+                while line := stream.readline(_LONGEST_LINE):
+                    stream.write(json.dumps(self._answer(line)).encode() + b"\n")
+                    stream.flush()
+
+    def _answer(self, line: bytes) -> dict[str, Any]:
+        try:
+            request = json.loads(line)
+            verb = request.pop("verb")
+            handler = self._handlers[verb]
+        except (ValueError, KeyError, AttributeError, TypeError):
+            return {"error": "no such request"}
+        try:
+            return {"answer": handler(request)}
+        except Exception as error:
+            log.warning("%s asked over the control socket failed", verb, exc_info=True)
+            return {"error": str(error) or type(error).__name__}
+
+
+def call(mountpoint: str, verb: str, *, timeout: float | None = 10.0, **args: Any) -> dict[str, Any]:
+    """Ask the process of the mount on `mountpoint`. `timeout` in seconds, None waits for ever.
+
+    Raises ConnectionError when no process answers there, TimeoutError, and ControlError with what the process said.
+    """
+    return call_socket(socket_path(mountpoint), verb, timeout=timeout, **args)
+
+
+def call_socket(path: str, verb: str, *, timeout: float | None = 10.0, **args: Any) -> dict[str, Any]:
+    """`call`, by the socket's path."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(timeout)
+        try:
+            connection.connect(path)
+        except FileNotFoundError:
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "no mount process listens", path) from None
+        with connection.makefile("rwb") as stream:
+            stream.write(json.dumps({"verb": verb, **args}).encode() + b"\n")
+            stream.flush()
+            line = stream.readline(_LONGEST_LINE)
+    if not line.endswith(b"\n"):
+        raise ConnectionResetError(errno.ECONNRESET, "the mount process ended before it answered", path)
+    answer = json.loads(line)
+    if "error" in answer:
+        raise ControlError(answer["error"])
+    result: dict[str, Any] = answer["answer"]
+    return result
+
+
+def mount_table() -> list[MountPoint]:
+    """What is mounted in this process's view, in the kernel's order: of two on one path the later is on top."""
+    rows = []
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            left, _, right = line.partition(" - ")
+            fs_type, source, options = right.split()[:3]
+            rows.append(MountPoint(_unescaped(left.split()[4]), fs_type, _unescaped(source), options))
+    return rows
+
+
+def find_mount(mountpoint: str) -> MountPoint | None:
+    """The mount whose root is exactly `mountpoint`."""
+    path = os.path.realpath(mountpoint)
+    return next((row for row in reversed(mount_table()) if row.path == path), None)
+
+
+def list_mounts() -> list[MountPoint]:
+    """This user's mounts of sluicefs (root sees everybody's), alive or dead, sorted by path."""
+    uid = os.getuid()
+    ours = [row for row in mount_table() if row.is_ours]
+    return sorted({row.path: row for row in ours if uid in (0, _owner(row))}.values(), key=lambda row: row.path)
+
+
+def _owner(row: MountPoint) -> int:
+    found = [word.partition("=")[2] for word in row.options.split(",") if word.startswith("user_id=")]
+    return int(found[0]) if found else 0
+
+
+def _unescaped(text: str) -> str:
+    r"""The kernel writes space, tab, newline and backslash as \040, \011, \012, \134."""
+    for code, plain in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        text = text.replace(code, plain)
+    return text
+
+
+def _peer(connection: socket.socket) -> int:
+    """User id at the other end (unix(7), SO_PEERCRED)."""
+    _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    return int(uid)
+
+
+def _remove_stale(path: str) -> None:
+    """Remove a socket that a crash left. Raises OSError EADDRINUSE when somebody answers on it."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except FileNotFoundError:
+            return
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+    raise OSError(errno.EADDRINUSE, "another mount process listens here", path)
