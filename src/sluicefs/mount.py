@@ -72,7 +72,8 @@ class _Operations(Operations):
 
 
 def serve(config: Config, store: Store, *, ready: Callable[[], None]) -> None:
-    """Mount, call `ready` once the mount answers, and serve until it is unmounted or told to stop (SIGTERM, SIGINT, control socket).
+    """Mount, call `ready` once the mount answers, and serve until it is unmounted or told to stop (SIGTERM, SIGINT, control
+    socket).
 
     Before it returns, everything pending has been sent, within `config.stop_timeout` seconds. Raises MountError if the mount
     cannot be made, UnmountError if data could not be sent.

@@ -188,7 +188,7 @@ class Committer:
         return etag
 
     def _send_rest(self, draft: Draft, stream: Streaming, todo: list[int]) -> None:
-        """Parts that are not there yet: copied by the server where the base still shows, else composed and sent, a few at a time."""
+        """The missing parts: copied by the server where the base still shows, else composed and sent, a few at a time."""
         size = draft.part_size
         running: dict[int, Future[str]] = {}
         try:

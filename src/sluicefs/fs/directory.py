@@ -51,7 +51,7 @@ class Directories:
         state.used_late.add(name)
         return True
 
-    def list(self, node: Node, *, force: bool = False, first_page_only: bool = False) -> bool:
+    def load(self, node: Node, *, force: bool = False, first_page_only: bool = False) -> bool:
         """Make the listing of `node` fresh. False if it did not fit into one page and only that was wanted."""
         core, state = self.core, node.dir
         with state.lock:  # one LIST at a time; whoever waited finds it fresh
@@ -117,9 +117,10 @@ class Directories:
                 continue
             entry = entries.get(name)
             if entry is None:
-                if child.busy or child.is_dir and any(below.busy for below in core.table.below(child)):
-                    continue
-                core.table.detach(child)
+                if child.busy or (child.is_dir and any(below.busy for below in core.table.below(child))):
+                    entries[name] = Entry(name, child.is_dir, None)  # not in the bucket yet, but it is there
+                else:
+                    core.table.detach(child)
             elif entry.is_dir != child.is_dir:
                 if not child.busy:
                     core.table.detach(child)
@@ -139,7 +140,7 @@ class Directories:
         state.walked = 0
 
     def _confirm(self, child: Node, info: ObjectInfo, at: float) -> bool:
-        """Compare a known file with what the bucket says now. A new version gets a new node, so no page of the old one is served."""
+        """Compare a known file with what the bucket says now. A new version gets a new node: no old page is served for it."""
         if child.etag == info.etag or child.draft is not None:
             child.checked = max(child.checked, at)
             if info.metadata is not None and not child.busy:
@@ -164,13 +165,13 @@ class Directories:
             child = parent.children.get(name)
             state = parent.dir
             now = time.monotonic()
-            if child is not None and (child.draft is not None or now - child.checked <= self.ttl and not child.is_dir):
+            if child is not None and (child.draft is not None or (now - child.checked <= self.ttl and not child.is_dir)):
                 return child
             if self.fresh(state, name):
                 return self._from_entry(parent, name)
             state.probes += 1
             try_list = now >= state.big_until and (child is None or state.probes > 2)
-        if try_list and self.list(parent, first_page_only=True):
+        if try_list and self.load(parent, first_page_only=True):
             with core.lock:
                 return self._from_entry(parent, name)
         return self._probe(parent, name)
@@ -259,7 +260,7 @@ class Directories:
             node.own = node.mtime_ns // 10**9 != int(info.modified) and "mtime" in info.metadata
 
     def refresh(self, node: Node) -> None:
-        """Ask the bucket for a file again if its TTL is over. OSError ENOENT if it is gone, ESTALE if another version is there now."""
+        """Ask the bucket for a file again if its TTL is over. OSError ESTALE if it is gone or another version is there now."""
         core = self.core
         started = time.monotonic()
         with core.lock:

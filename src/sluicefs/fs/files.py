@@ -29,11 +29,14 @@ log = logging.getLogger(__name__)
 # Attribute changes of a closed file wait this long (seconds) for company: `cp -p` and rsync make three in a row.
 ATTRIBUTES_DELAY = 0.5
 
+# A block can be evicted or taken back between being asked for and being read; so often in a row only if something is wrong.
+ROUNDS = 100
+
 
 class Handle:
     """One open file description."""
 
-    __slots__ = ("node", "state", "writable", "reader", "version")
+    __slots__ = ("node", "reader", "state", "version", "writable")
 
     def __init__(self, node: Node, writable: bool):
         self.node = node
@@ -136,26 +139,35 @@ class Files:
             with state.lock:
                 if state.draft is not None:
                     return state.draft.read(offset, length)
-        version = state.version
-        if version is None or handle.version is not version or handle.reader is None:
-            version = self.core.directories.version_of(node)
-            if handle.reader is not None:
-                handle.reader.close()
-            handle.version = version
-            handle.reader = self.reader(version)
-        return self.read_version(handle.reader, version, offset, length, node)
+        reader, version, tried = handle.reader, handle.version, True
+        if reader is None or version is None or version is not state.version:
+            reader, version = self._follow(handle)
+            tried = False
+        return self.read_version(reader, version, offset, length, node, tried=tried)
+
+    def _follow(self, handle: Handle) -> tuple[Reader, Version]:
+        """Let a handle read the version its node stands for now."""
+        version = self.core.directories.version_of(handle.node)
+        with self.core.lock:
+            if handle.reader is None or handle.version is not version:
+                if handle.reader is not None:
+                    handle.reader.close()
+                handle.version, handle.reader = version, self.reader(version)
+            return handle.reader, version
 
     def reader(self, version: Version) -> Reader:
         return Reader(version.blocks, version.size, self.core.fetcher.queue_for(version))
 
     def read_version(
-        self, reader: Reader, version: Version, offset: int, length: int, node: Node | None = None
+        self, reader: Reader, version: Version, offset: int, length: int, node: Node | None = None, *, tried: bool = False
     ) -> memoryview | bytes:
-        """Bytes of one version, from memory or the bucket. ESTALE when the bucket has it no more."""
-        data = reader.try_read(offset, length)
+        """Bytes of one version, from memory or the bucket. ESTALE when the bucket has it no more. `tried`: memory was asked."""
+        data = None if tried else reader.try_read(offset, length)
         bound = self.core.config.timeout * 3 + 5  # a fetch ends by itself before; this is the net below it
         try:
-            while data is None:
+            for _ in range(ROUNDS):
+                if data is not None:
+                    break
                 mine = reader.demand(offset, length)
                 enqueue = self.core.fetcher.queue_for(version)
                 for block in mine[1:]:
@@ -172,6 +184,10 @@ class Files:
             raise OSError(errno.ESTALE, f"{version.key} was replaced or deleted while it was open") from error
         except TimeoutError as error:
             raise OSError(errno.ETIMEDOUT, f"{version.key}: {error}") from error
+        if data is None:
+            raise OSError(
+                errno.EIO, f"{version.key}: the bytes at {offset} left memory {ROUNDS} times before they could be read"
+            )
         return data
 
     # -- writing --------------------------------------------------------------------------------------------------------
@@ -326,9 +342,10 @@ class Files:
             found = []
             for node in self.core.table.by_ino.values():
                 state = node.state
-                if isinstance(state, FileState) and not node.unlinked:
-                    if state.draft is not None or state.attributes_due:
-                        found.append(node)
+                if not isinstance(state, FileState) or node.unlinked:
+                    continue
+                if state.draft is not None or state.attributes_due:
+                    found.append(node)
             return found
 
     def sync_all(self) -> list[tuple[Node, OSError]]:

@@ -188,7 +188,7 @@ class FileSystem:
         """The names of an open directory, "." and ".." first: (name, inode number, st_mode type)."""
         handle = self._directories[number]
         if handle.entries is None or again:
-            self.core.directories.list(handle.node)
+            self.core.directories.load(handle.node)
             handle.entries = self._snapshot(handle.node)
         return handle.entries
 

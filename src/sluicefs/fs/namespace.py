@@ -200,7 +200,7 @@ class Namespace:
             for start, end in draft.changed.gaps(0, draft.base_limit):
                 while start < end:
                     length = min(draft.part_size, end - start)
-                    draft.write(start, draft.read(start, length))
+                    draft.write(start, bytes(draft.read(start, length)))
                     start += length
         else:
             aside = f"{core.config.prefix}{ORPHANS}{uuid.uuid4().hex}"
@@ -247,7 +247,7 @@ class Namespace:
         self._keep_directory(parent)
 
     def _require_empty(self, node: Node) -> None:
-        self.directories.list(node, force=True)
+        self.directories.load(node, force=True)
         with self.core.lock:
             if node.dir.entries or any(child.busy for child in (node.children or {}).values()):
                 raise error(errno.ENOTEMPTY)
@@ -369,7 +369,7 @@ class Namespace:
             raise
 
     def _rename_directory(self, node: Node, target: Node | None, new_parent: Node, new_name: str) -> None:
-        """Copy every key below, re-parent the one node, delete the old keys. A failure before the re-parent undoes the copies."""
+        """Copy every key below, re-parent the node, delete the old keys. A failure before the re-parent undoes the copies."""
         core = self.core
         for below in core.table.below(node):
             if isinstance(below.state, FileState):

@@ -1,6 +1,6 @@
-"""Inodes in memory: what is known of each name, and where it hangs. No network, no locks of its own: `Core.lock` guards it.
+"""Inodes in memory: what is known of each name, and where it hangs. No network, no locks: `Core.lock` guards it.
 
-A node exists while the kernel knows it (lookup count), while it is open, while it holds unsent data, or while it has such children.
+A node exists while the kernel knows it (lookup count), while it is open or holds unsent data, or while it has such children.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Version:
 class FileState:
     """What a file has only while it is open, or dirty, or was read. `lock` guards `draft`; it is taken before `Core.lock`."""
 
-    lock: threading.RLock = field(default_factory=threading.RLock)  # type: ignore[valid-type]
+    lock: threading.RLock = field(default_factory=threading.RLock)
     version: Version | None = None
     draft: Draft | None = None
     opens: int = 0
@@ -81,8 +81,27 @@ class Node:
     """
 
     __slots__ = (
-        "ino", "parent", "name", "mode", "uid", "gid", "size", "atime_ns", "mtime_ns", "ctime_ns", "rdev",
-        "etag", "checked", "complete", "metadata", "lookups", "children", "state", "unlinked", "target", "own",
+        "atime_ns",
+        "checked",
+        "children",
+        "complete",
+        "ctime_ns",
+        "etag",
+        "gid",
+        "ino",
+        "lookups",
+        "metadata",
+        "mode",
+        "mtime_ns",
+        "name",
+        "own",
+        "parent",
+        "rdev",
+        "size",
+        "state",
+        "target",
+        "uid",
+        "unlinked",
     )  # fmt: skip
 
     def __init__(self, ino: int, parent: Node | None, name: str, mode: int):

@@ -1,7 +1,7 @@
 """Attributes that listings do not carry: when entries have to be asked one by one, and how that is known without asking.
 
-`--attrs full` asks for every entry. `auto` asks only in directories where this filesystem stored attributes that differ from what a
-listing shows; the directory's `dir/` marker says so in its metadata. `listing` never asks.
+`--attrs full` asks for every entry. `auto` asks only in directories where this filesystem stored attributes that differ from
+what a listing shows; the directory's `dir/` marker says so in its metadata. `listing` never asks.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class StoredAttributes:
         state.flag_of = None
 
     def differs(self, node: Node) -> bool:
-        """Would a listing alone show other attributes than the node has? Times count where they were set by hand (`node.own`)."""
+        """Would a listing alone show other attributes than the node has? Times count where they were set by hand."""
         defaults = self.core.defaults
         mode = (0o040000 | defaults.dir_mode) if node.is_dir else (0o100000 | defaults.file_mode)
         return node.own or node.mode != mode or node.uid != defaults.uid or node.gid != defaults.gid

@@ -38,9 +38,9 @@ class Walks:
     # -- directories ----------------------------------------------------------------------------------------------------
 
     def listing_of(self, node: Node, walk: float) -> tuple[Listing, float] | None:
-        """A complete listing of `node` from a walk's flat listing, and when that was asked for; None: list it by itself.
+        """A complete listing of `node` from a flat listing, and when that was asked for; None: list it by itself.
 
-        `walk`: for how long (seconds) a listing may be used. Each one is handed out once. Asks for a page if a walk is under way.
+        `walk`: for how long (seconds) a listing may be used. Each is handed out once. Asks for a page if a walk is on.
         """
         core = self.core
         with core.lock:
@@ -68,7 +68,7 @@ class Walks:
     def _list_flat(self, above: str, prefix: str) -> None:
         """One page of all keys below `above`, from `prefix` on: keep the listing of every directory that it shows whole."""
         started = time.monotonic()
-        # The last key before `prefix`: "/" is followed by "0" in byte order, so nothing lies between "x." and "x/" but "x/" itself.
+        # The key just before `prefix`: "." is the byte before "/".
         page = self.core.store.list(above, start_after=prefix[:-1] + "." + "\U0010ffff")
         found: dict[str, Listing] = {}
         last = page.objects[-1].key if page.objects else ""

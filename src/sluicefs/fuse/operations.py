@@ -1,7 +1,7 @@
 """FUSE requests in, filesystem verbs out. The only room, with `mount`, that knows llfuse; it decides nothing itself.
 
-llfuse holds one global lock in every handler: each handler that may wait drops it first (`waiting`). Any exception but FUSEError
-would end the mount: `boundary` turns all of them into an errno.
+llfuse holds one global lock in every handler: each handler that may wait drops it first (`waiting`). Any exception but
+FUSEError would end the mount: `boundary` turns all of them into an errno.
 """
 
 from __future__ import annotations
@@ -143,10 +143,10 @@ class Operations(llfuse.Operations):  # type: ignore[misc]
     @boundary
     def read(self, fh: int, off: int, size: int) -> Any:
         data = self.fs.handle(fh).try_read(off, size)
-        if data is None:
-            with llfuse.lock_released:
-                data = self.fs.read(fh, off, size)
-        return data
+        if data is not None:
+            return data
+        with llfuse.lock_released:
+            return self.fs.read(fh, off, size)
 
     @waiting
     def write(self, fh: int, off: int, buf: bytes) -> int:
