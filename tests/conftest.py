@@ -53,20 +53,12 @@ class Bucket:
 
 
 def new_bucket(server: DevServer) -> Iterator[Bucket]:
-    """A bucket of its own; emptied and deleted at the end, as SeaweedFS has room for some 200 at a time."""
+    """A bucket of its own. SeaweedFS has room for some 200 at a time, so there it is deleted at the end, whatever is in it."""
     bucket = Bucket(f"test-{os.getpid()}-{next(_numbers)}", server)
     server.create_bucket(bucket.name)
     yield bucket
-    store = bucket.store()
-    for upload in store.list_uploads(""):
-        store.abort_upload(upload.key, upload.upload_id)
-    for _ in range(1000):
-        page = store.list("")
-        store.delete_many(info.key for info in page.objects)
-        if page.token is None:
-            break
-    store.close()
-    server.delete_bucket(bucket.name)
+    if server.kind == "seaweedfs":
+        server.delete_bucket(bucket.name)
 
 
 @pytest.fixture

@@ -50,8 +50,8 @@ class DevServer:
     """One server; a context manager. `kind` is "seaweedfs" or "ministack".
 
     `data`: the folder that keeps the objects (SeaweedFS only); None: a temporary one, deleted at the end, in memory with
-    `in_memory=True`. `port`: of the S3 endpoint, 0 for any free one. `access_key` and `secret_key`: chosen freely where not given
-    (MiniStack always chooses them itself).
+    `in_memory=True`. `port`: of the S3 endpoint, 0 for any free one. `access_key` and `secret_key`: made up where not given
+    (always by MiniStack).
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class DevServer:
         self._sockets: list[Path] = []  # SeaweedFS makes these in /tmp whatever it is told, and leaves them when killed
         self._process: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> DevServer:  # noqa: PYI034 - typing.Self is newer than Python 3.10
+    def __enter__(self) -> DevServer:
         self.start()
         return self
 
@@ -264,7 +264,7 @@ class DevServer:
             {"WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"},
         )
         self.endpoint = f"http://127.0.0.1:{s3}"
-        # A fid from the master says that the volume server is there and a PUT will find room; any answer of the S3 port will do.
+        # A fid from the master says that a volume server is there and a PUT finds room; of S3 any answer will do.
         self._wait(lambda: _get(f"http://127.0.0.1:{master}/dir/assign") == 200 and _get(self.endpoint) is not None)
 
     def _spawn(self, command: list[str], extra: Mapping[str, str]) -> None:

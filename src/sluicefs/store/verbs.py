@@ -370,7 +370,7 @@ def _result(verb: str, key: str, tag: str, field: str = "ETag") -> Callable[[Rep
 
     def read(answer: Reply) -> str:
         body = answer.read(_XML).strip()
-        root = wire.parse(body)
+        root = wire.parse(body, lenient=True)
         if root.tag == "Error":
             raise wire.error_for(f"{verb} {key!r}", answer.status, body)
         value = root.findtext(field) if root.tag == tag else None

@@ -39,6 +39,10 @@ STALE_KEYS = frozenset(("ExpiredToken", "InvalidToken", "InvalidAccessKeyId", "T
 _META = "x-amz-meta-"
 _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff\ud800-\udfff]")
 
+_FORBIDDEN = re.compile(
+    rb"[\x00-\x08\x0b\x0c\x0e-\x1f]|&#(?:0*(?:[0-8]|1[124-9]|2[0-9]|3[01])|x0*(?:[0-8b-cB-Ce-fE-F]|1[0-9a-fA-F]));"
+)
+
 _KINDS: dict[str, type[StoreError]] = {
     "NoSuchKey": NotFoundError,
     "NoSuchUpload": NotFoundError,
@@ -77,8 +81,13 @@ class MalformedError(ValueError):
     """The body is not the XML that was due."""
 
 
-def parse(body: bytes) -> ElementTree.Element:
-    """XML without its namespace. Document types and with them entities are refused. Raises MalformedError."""
+def parse(body: bytes, *, lenient: bool = False) -> ElementTree.Element:
+    """XML without its namespace. Document types and with them entities are refused. Raises MalformedError.
+
+    `lenient` drops characters that XML forbids, which stores send when they repeat a key: only where no key is read.
+    """
+    if lenient:
+        body = _FORBIDDEN.sub(b"", body)
     # In S3's answers every `<` of a value is escaped, so these words cannot stand in one; only UTF-16 has NULs or such a BOM.
     if b"<!DOCTYPE" in body or b"<!ENTITY" in body or b"\0" in body[:64] or body[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise MalformedError("a document type or an encoding that S3 does not use")
@@ -96,7 +105,7 @@ def error_for(what: str, status: int, body: bytes) -> StoreError:
     """The error an answer means. `what`: verb and key, as the message's beginning."""
     code = message = ""
     try:
-        root = parse(body) if body else None
+        root = parse(body, lenient=True) if body else None
     except MalformedError:
         root = None
     if root is not None:
