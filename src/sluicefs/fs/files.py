@@ -132,14 +132,14 @@ class Files:
 
     # -- reading --------------------------------------------------------------------------------------------------------
 
-    def read(self, handle: Handle, offset: int, length: int) -> memoryview | bytes | bytearray:
-        """Up to `length` bytes; waits for the bucket where it must."""
+    def read(self, handle: Handle, offset: int, length: int, *, tried: bool = False) -> memoryview | bytes | bytearray:
+        """Up to `length` bytes; waits for the bucket where it must. `tried`: `handle.try_read` was asked just before."""
         node, state = handle.node, handle.state
         if state.draft is not None:
             with state.lock:
                 if state.draft is not None:
                     return state.draft.read(offset, length)
-        reader, version, tried = handle.reader, handle.version, True
+        reader, version = handle.reader, handle.version
         if reader is None or version is None or version is not state.version:
             reader, version = self._follow(handle)
             tried = False

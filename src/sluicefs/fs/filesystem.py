@@ -157,8 +157,9 @@ class FileSystem:
             return self._new_handle(self.files.open(node, flags)), node
         return self._new_handle(self.files.attach(node, True)), node
 
-    def read(self, number: int, offset: int, length: int) -> memoryview | bytes | bytearray:
-        return self.files.read(self.handle(number), offset, length)
+    def read(self, number: int, offset: int, length: int, *, tried: bool = False) -> memoryview | bytes | bytearray:
+        """Up to `length` bytes, fewer only at the end. `tried`: the handle's `try_read` was asked just before, in vain."""
+        return self.files.read(self.handle(number), offset, length, tried=tried)
 
     def write(self, number: int, offset: int, data: bytes) -> int:
         return self.files.write(self.handle(number), offset, data)

@@ -146,7 +146,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]
         if data is not None:
             return data
         with llfuse.lock_released:
-            return self.fs.read(fh, off, size)
+            return self.fs.read(fh, off, size, tried=True)
 
     @waiting
     def write(self, fh: int, off: int, buf: bytes) -> int:
