@@ -1,0 +1,164 @@
+"""The process that serves one mount: takes its order from stdin, opens the store, and runs `mount.serve`.
+
+The order comes through a pipe, as a secret must stand neither in argv nor in the environment of this process or its children.
+What went wrong before the mount answered goes back through another pipe, as a sentence.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from sluicefs import errors
+from sluicefs.config import Config
+
+if TYPE_CHECKING:
+    from sluicefs.store.s3 import S3Store
+
+log = logging.getLogger(__name__)
+
+SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "R2_SECRET_ACCESS_KEY", "R2_SESSION_TOKEN")
+_LOG_SIZE = 10 * 1024 * 1024  # bytes; three old ones are kept
+
+
+def open_store(config: Config, credentials: Any = None, environment: Mapping[str, str] | None = None) -> S3Store:
+    """The bucket, found to answer. Raises MissingCredentialsError and BucketAccessError."""
+    from sluicefs.store.s3 import S3Store, resolve_credentials
+
+    assert config.endpoint is not None and config.region is not None  # `config.load` saw to it
+    store = S3Store(
+        config.bucket,
+        endpoint=config.endpoint,
+        region=config.region,
+        credentials=resolve_credentials(credentials, environment),
+        provider=config.provider,
+        timeout=config.timeout,
+        ca_bundle=config.ca_bundle,
+    )
+    try:
+        try:
+            store.probe()
+        except errors.AccessDeniedError as error:
+            if not config.prefix or error.code not in ("AccessDenied", ""):
+                raise
+            store.list(config.prefix, limit=1)  # a key may be limited to the prefix
+    except errors.StoreError as error:
+        store.close()
+        raise errors.BucketAccessError(explain(error, config)) from error
+    return store
+
+
+def explain(error: errors.StoreError, config: Config) -> str:
+    """What a refusal at mount time means, and what to do."""
+    bucket, endpoint = config.bucket, config.endpoint
+    said = f" ({error.strerror})"
+    if isinstance(error, errors.NoSuchBucketError):
+        return (
+            f"There is no bucket {bucket!r} at {endpoint}. Check the name, and the account or jurisdiction in the endpoint "
+            "(.eu., .fedramp.)."
+        )
+    if isinstance(error, errors.ClockSkewError):
+        return f"The clock of this machine is wrong: {endpoint} refuses its signatures. Set it, for instance with NTP.{said}"
+    if isinstance(error, errors.AccessDeniedError):
+        if error.code in ("InvalidAccessKeyId", "Unauthorized"):
+            return (
+                f"{endpoint} does not know the access key. Check AWS_ACCESS_KEY_ID or R2_ACCESS_KEY_ID, and the account.{said}"
+            )
+        if error.code == "SignatureDoesNotMatch":
+            return f"{endpoint} refuses the signature: the secret key does not belong to the access key. Set both anew.{said}"
+        if error.code in ("ExpiredToken", "TokenRefreshRequired", "InvalidToken", "ExpiredTokenException"):
+            return f"The credentials have expired or were revoked. Renew them.{said}"
+        return (
+            f"The key may not list the bucket {bucket!r}. Give it 'Object Read & Write' (or 'Object Read only') on this "
+            f"bucket, and if it is limited to a prefix, mount {bucket}:/PREFIX.{said}"
+        )
+    if isinstance(error, errors.UnreachableError):
+        hints = {
+            "DNS": "Check the endpoint's name.",
+            "TLS": "Give the authority's certificate with --ca-bundle.",
+            "TLSBroken": "Check whether the endpoint speaks https on this port.",
+            "ConnectionRefused": "Check the endpoint's host and port, and whether the server runs.",
+        }
+        hint = hints.get(error.code, "Check the network, the firewall and the endpoint.")
+        return f"{endpoint} does not answer. {hint}{said}"
+    return f"{endpoint} answered in a way sluicefs does not understand: check that it is an S3 endpoint.{said}"
+
+
+def run(config: Config, store: S3Store, ready: Callable[[], None]) -> None:
+    """Serve until unmounted. Raises MountError, UnmountError."""
+    for name in SECRETS:
+        os.environ.pop(name, None)  # fusermount is a child of ours
+    from sluicefs.mount import serve
+
+    serve(config, store, ready=ready)
+
+
+def log_to(config: Config, path: str | None) -> None:
+    """Log to the file `path` (private, renewed at 10 MiB), or to stderr."""
+    handler: logging.Handler
+    if path is None:
+        handler = logging.StreamHandler()
+    else:
+        from logging.handlers import RotatingFileHandler
+
+        handler = RotatingFileHandler(path, maxBytes=_LOG_SIZE, backupCount=3)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=config.log_level.upper(), handlers=[handler], force=True)
+    for noisy in ("botocore", "urllib3"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)  # their debug lines hold request headers
+    _raise_limit()
+
+
+def notify_supervisor() -> None:
+    """Tell systemd that the mount answers (sd_notify(3)); without a supervisor, nothing."""
+    path = os.environ.get("NOTIFY_SOCKET")
+    if path:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+            channel.connect("\0" + path[1:] if path.startswith("@") else path)
+            channel.send(f"READY=1\nMAINPID={os.getpid()}".encode())
+
+
+def _raise_limit() -> None:
+    """As many open files as this user may have: each one open on the mount can cost one here."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def main() -> None:
+    """The detached process. stdin: the order; file descriptor argv[1]: the answer, one JSON line."""
+    order = json.load(sys.stdin)
+    if os.fork():
+        os._exit(0)  # the starter need not wait for us
+    os.setsid()
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.close(null)
+    answer = os.fdopen(int(sys.argv[1]), "w")
+    os.set_inheritable(answer.fileno(), False)
+
+    def say(kind: str, text: str) -> None:
+        if not answer.closed:
+            json.dump({"kind": kind, "text": text}, answer)
+            answer.write("\n")
+            answer.close()
+
+    config = Config(**order["config"])
+    log_to(config, order["log_file"])
+    try:
+        store = open_store(config, order["credentials"], {**os.environ, **order["secrets"]})
+        del order
+        run(config, store, lambda: say("ready", str(os.getpid())))
+    except errors.SluiceError as error:
+        log.error("%s", error)
+        say(type(error).__name__, str(error))
+        sys.exit(1)
+    except Exception as error:
+        log.exception("the mount process failed")
+        say("MountError", f"The mount process failed in a way it should not: {type(error).__name__}: {error}.")
+        sys.exit(1)
