@@ -73,21 +73,10 @@ class Sandbox:
         self.net = net
         self._mounts: dict[str, Mount] = {}
         self._folder: str | None = tempfile.mkdtemp(prefix=f"sluicefs-sandbox-{name}-")
-        for inside in (bubblewrap.WORKSPACE, "/tmp"):
-            os.makedirs(f"{self._root}{inside}")
-        os.makedirs(f"{self._root}/etc")
-        for table, line in (("passwd", "sandbox:x:{}:{}::/workspace:/bin/sh"), ("group", "sandbox:x:{1}:")):
-            with open(f"{self._root}/etc/{table}", "w") as file:
-                file.write(line.format(os.getuid(), os.getgid()) + "\n")
+        bubblewrap.prepare(self._folder)
 
     def __repr__(self) -> str:
         return f"Sandbox({self.name!r}, mounts={sorted(self._mounts)})"
-
-    @property
-    def _root(self) -> str:
-        if self._folder is None:
-            raise MountError(f"The sandbox {self.name!r} is destroyed. Make a new one: the buckets have the data.")
-        return f"{self._folder}/root"
 
     def mount_bucket(
         self,
@@ -122,7 +111,7 @@ class Sandbox:
             )
         if not bubblewrap.is_free(path):
             raise InvalidMountConfigError(f"{path} is a folder of the system. Choose another, such as /data.")
-        outside = tempfile.mkdtemp(prefix="mount-", dir=os.path.dirname(self._root))
+        outside = tempfile.mkdtemp(prefix="mount-", dir=self._ours())
         try:
             mount = mount_config(replace(config, mountpoint=os.path.realpath(outside), foreground=False), credentials)
         except BaseException:
@@ -206,6 +195,11 @@ class Sandbox:
 
     # --- inside
 
+    def _ours(self) -> str:
+        if self._folder is None:
+            raise MountError(f"The sandbox {self.name!r} is destroyed. Make a new one: the buckets have the data.")
+        return self._folder
+
     def _inside(self, path: str) -> str:
         if not path.startswith("/") or "\0" in path:
             raise InvalidMountConfigError(f"{path!r} must be an absolute path inside the sandbox, such as /data.")
@@ -221,7 +215,7 @@ class Sandbox:
     ) -> subprocess.Popen[bytes]:
         words = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
         mounts = {path: (mount.mountpoint, mount.config.read_only) for path, mount in self._mounts.items()}
-        line = bubblewrap.command_line(self._root, mounts, net=self.net, cwd=cwd)
+        line = bubblewrap.command_line(self._ours(), mounts, net=self.net, cwd=cwd)
         return subprocess.Popen(
             [*line, *words], stdin=stdin, stdout=output, stderr=output, cwd="/", env=bubblewrap.environment(env or {})
         )

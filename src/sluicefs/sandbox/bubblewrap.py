@@ -1,7 +1,8 @@
 """The bubblewrap command line of a sandbox: what is seen inside. Knows bwrap(1), not buckets; starts nothing.
 
-Of this machine only programs are visible, read-only: /usr, the Python that runs us, and the few files of /etc that programs
-need. Never a home directory, never /etc as a whole (it holds secrets that root can read), never an environment of ours.
+Written to can be /workspace, /tmp and what is mounted. Of this machine only programs are visible, read-only: /usr, the
+Python that runs us, and the few files of /etc that programs need. Never a home directory, never /etc as a whole (it holds
+secrets that root can read), never an environment of ours.
 """
 
 from __future__ import annotations
@@ -16,26 +17,40 @@ from sluicefs.errors import MountError
 WORKSPACE = "/workspace"
 """Where commands start, and where HOME is."""
 
+_KEPT = (WORKSPACE, "/tmp", "/var/tmp")
+_UID = 1000  # inside; outside it is this process's user
 _ETC = (
     "alternatives", "ca-certificates", "fonts", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "mime.types",
     "nsswitch.conf", "pki/tls/certs", "python3", "ssl/certs", "ssl/openssl.cnf", "timezone",
 )  # fmt: skip
 _ETC_NET = ("hosts", "resolv.conf", "services", "protocols", "gai.conf")
+# The kernel's settings belong to user 0, which needs no capability to write them: a sandbox started by root could.
+_SETTINGS = ("/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/proc/fs", "/proc/scsi", "/proc/acpi", "/proc/asound")
 _RESERVED = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc", "/proc", "/dev", "/sys")
 
 
-def command_line(root: str, mounts: Mapping[str, tuple[str, bool]], *, net: bool, cwd: str) -> list[str]:
+def prepare(folder: str) -> None:
+    """Make what a sandbox keeps between two commands."""
+    for inside in _KEPT:
+        os.makedirs(f"{folder}{inside}")
+    for table, line in (("passwd", f"sandbox:x:{_UID}:{_UID}::{WORKSPACE}:/bin/sh"), ("group", f"sandbox:x:{_UID}:")):
+        with open(f"{folder}/{table}", "w") as file:
+            file.write(f"{line}\n")
+
+
+def command_line(folder: str, mounts: Mapping[str, tuple[str, bool]], *, net: bool, cwd: str) -> list[str]:
     """`bwrap … --`, to be followed by the command.
 
-    `root`: the folder that is `/` inside. `mounts`: path inside -> (folder outside, read-only). Raises MountError.
+    `folder`: as `prepare` made it. `mounts`: path inside -> (folder outside, read-only). The root is made anew each time and
+    closed at the end, so no command can leave a link where the next one's mounts go. Raises MountError.
     """
     program = shutil.which("bwrap")
     if program is None:
         raise MountError("The program bwrap is missing. Install it: apt-get install bubblewrap.")
-    line = [program, "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
-    line += ["--hostname", "sandbox", "--bind", root, "/"]
-    for folder in ("/usr", *_interpreter()):
-        line += ["--ro-bind", folder, folder]
+    line = [program, "--unshare-all", "--unshare-user", "--uid", str(_UID), "--gid", str(_UID), "--hostname", "sandbox"]
+    line += ["--die-with-parent", "--new-session", "--cap-drop", "ALL"]
+    for place in ("/usr", *_interpreter()):
+        line += ["--ro-bind", place, place]
     for link in ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"):
         if os.path.islink(link):
             line += ["--symlink", os.readlink(link), link]
@@ -43,13 +58,19 @@ def command_line(root: str, mounts: Mapping[str, tuple[str, bool]], *, net: bool
             line += ["--ro-bind", link, link]
     for name in (*_ETC, *(_ETC_NET if net else ())):
         line += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
+    for table in ("passwd", "group"):
+        line += ["--ro-bind", f"{folder}/{table}", f"/etc/{table}"]
     if net:
         line += ["--share-net"]
     line += ["--proc", "/proc", "--dev", "/dev"]
+    for place in _SETTINGS:
+        line += ["--ro-bind-try", place, place]
+    for place in _KEPT:
+        line += ["--bind", f"{folder}{place}", place]
     for path in sorted(mounts):
-        folder, read_only = mounts[path]
-        line += ["--ro-bind" if read_only else "--bind", folder, path]
-    return [*line, "--chdir", cwd, "--"]
+        outside, read_only = mounts[path]
+        line += ["--ro-bind" if read_only else "--bind", outside, path]
+    return [*line, "--remount-ro", "/", "--chdir", cwd, "--"]
 
 
 def environment(extra: Mapping[str, str]) -> dict[str, str]:
@@ -67,7 +88,7 @@ def environment(extra: Mapping[str, str]) -> dict[str, str]:
 
 def is_free(path: str) -> bool:
     """A bucket may be mounted on `path` inside: it covers neither programs nor the root."""
-    taken = (*_RESERVED, *_interpreter(), WORKSPACE)
+    taken = (*_RESERVED, *_interpreter(), *_KEPT)
     return path != "/" and not any(f"{path}/".startswith(f"{one}/") or f"{one}/".startswith(f"{path}/") for one in taken)
 
 
