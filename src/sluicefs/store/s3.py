@@ -8,6 +8,7 @@ HTTP ones); both pass the same contract suite. botocore is imported only when on
 from __future__ import annotations
 
 import io
+import logging
 import os
 import ssl
 import threading
@@ -108,6 +109,7 @@ class ChainCredentials:
         import botocore.exceptions
         import botocore.session
 
+        _hush()
         try:
             return botocore.session.Session().get_credentials()
         except botocore.exceptions.BotoCoreError as error:
@@ -152,6 +154,7 @@ class BotocoreTransport:
         from botocore.credentials import Credentials as BotocoreCredentials
         from botocore.httpsession import URLLib3Session
 
+        _hush()
         proxies = {} if urllib.request.proxy_bypass(_netloc(endpoint)) else urllib.request.getproxies()
         system = ssl.get_default_verify_paths().cafile
         self._session = URLLib3Session(
@@ -192,21 +195,10 @@ class BotocoreTransport:
         request.headers["User-Agent"] = "sluicefs"
         try:
             return BotocoreReply(self._session.send(request.prepare()), method)
-        except exceptions.SSLError as error:
-            cause: Any = error.kwargs.get("error")
-            while cause is not None and not isinstance(cause, ssl.SSLError):
-                cause = (
-                    cause.__cause__
-                    or cause.__context__
-                    or next((arg for arg in cause.args if isinstance(arg, Exception)), None)
-                )
-            raise (cause or HttpError("TLS failed")) from None
         except (exceptions.ConnectTimeoutError, exceptions.ReadTimeoutError):
             raise TimeoutError("no answer in time") from None
-        except exceptions.HTTPClientError as error:
-            cause = error.kwargs.get("error")
-            reason = getattr(cause, "__cause__", None) or getattr(cause, "__context__", None)
-            raise (reason if isinstance(reason, OSError) else HttpError(str(cause or error))) from None
+        except exceptions.BotoCoreError as error:
+            raise (_cause(error) or HttpError(str(error))) from None
 
     def close(self) -> None:
         self._session.close()
@@ -276,6 +268,21 @@ class BotocoreReply:
             self._raw.release_conn()
         else:
             self._raw.close()
+
+
+def _cause(error: BaseException) -> OSError | None:
+    """The socket's or TLS's own error beneath those of botocore and urllib3."""
+    inner: BaseException | None = getattr(error, "kwargs", {}).get("error") or error.__cause__ or error.__context__
+    for _ in range(10):
+        if inner is None or isinstance(inner, OSError):
+            break
+        inner = inner.__cause__ or inner.__context__ or next((arg for arg in inner.args if isinstance(arg, Exception)), None)
+    return inner if isinstance(inner, OSError) else None
+
+
+def _hush() -> None:
+    """botocore's debug log holds session tokens and the answers of credential services: it stays off whatever is asked for."""
+    logging.getLogger("botocore").setLevel(logging.INFO)
 
 
 def _netloc(endpoint: str) -> str:
