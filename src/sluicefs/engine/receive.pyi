@@ -1,0 +1,3 @@
+from typing import Any
+
+def receive(fd: int, buffer: Any, start: int, seconds: float, step: int) -> int: ...
