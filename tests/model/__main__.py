@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import json
+import os
 import sys
 import tempfile
 import time
@@ -26,10 +27,14 @@ def main() -> int:
     parser.add_argument("--without", default="", help=f"verbs to leave out, comma-separated, of: {' '.join(WEIGHTS)}")
     parser.add_argument("--sizes", default="", help="further sizes to try, bytes, comma-separated")
     parser.add_argument("--script", help="replay the steps in this file (one JSON list a line) instead")
+    parser.add_argument("--hang", type=float, default=120, help="seconds for one run, after which the test ends itself")
+    parser.add_argument("--journal", help="file for the steps of the present run: what to look at after a hang")
     parser.add_argument("--go-on", action="store_true", help="do not stop at the first difference")
     options = parser.parse_args()
     faulthandler.enable()
-    duel = Duel(tempfile.mkdtemp(dir=options.local), tempfile.mkdtemp(dir=options.other))
+    local = tempfile.mkdtemp(dir=options.local)
+    os.chmod(local, 0o755)
+    duel = Duel(local, os.path.join(options.other, os.path.basename(local)), journal=options.journal)
     if options.script:
         with open(options.script, encoding="utf-8") as file:
             found = duel.replay([json.loads(line) for line in file if line.strip()])
@@ -40,7 +45,7 @@ def main() -> int:
     failures = 0
     for seed in range(options.seed, options.seed + options.runs):
         begin = time.monotonic()
-        faulthandler.dump_traceback_later(300, exit=True)  # a mount that hangs must not hang this
+        faulthandler.dump_traceback_later(options.hang, exit=True)  # a mount that hangs must not hang this
         found = duel.run(seed, options.steps, limits=limits)
         faulthandler.cancel_dump_traceback_later()
         print(f"seed {seed}: {found or 'no difference'} ({time.monotonic() - begin:.1f} s)", flush=True)

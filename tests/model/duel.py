@@ -34,9 +34,11 @@ class Difference:
 class Duel:
     """Two folders, `local` the one that is right. Every run works in a new subfolder of both, kept for a last comparison."""
 
-    def __init__(self, local: str, other: str):
+    def __init__(self, local: str, other: str, *, journal: str | None = None):
+        """`journal`: a file that always holds the steps of the present run, for when it never returns."""
         self.local = local
         self.other = other
+        self._journal = journal
 
     def run(self, seed: int, steps: int, *, limits: Limits | None = None, check_every: int = 25) -> Difference | None:
         """Play a random script; the first difference, made short."""
@@ -87,10 +89,15 @@ class Duel:
         return best
 
     def _players(self) -> tuple[Player, Player]:
+        if self._journal is not None:
+            open(self._journal, "w").close()
         name = f"run{next(_numbers)}"
         return Player(os.path.join(self.local, name)), Player(os.path.join(self.other, name))
 
     def _play_one(self, players: tuple[Player, Player], step: Step) -> Found:
+        if self._journal is not None:
+            with open(self._journal, "a", encoding="utf-8") as file:
+                file.write(json.dumps(step, ensure_ascii=False) + "\n")
         left, right = (player.play(step) for player in players)
         if agree(left, right, now_ns=time.time_ns()):
             return None
