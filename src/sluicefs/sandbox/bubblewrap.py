@@ -25,7 +25,7 @@ _ETC = (
 )  # fmt: skip
 _ETC_NET = ("hosts", "resolv.conf", "services", "protocols", "gai.conf")
 # The kernel's settings belong to user 0, which needs no capability to write them: a sandbox started by root could.
-_SETTINGS = ("/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/proc/fs", "/proc/scsi", "/proc/acpi", "/proc/asound")
+_SETTINGS = tuple(f"/proc/{name}" for name in ("sys", "sysrq-trigger", "irq", "bus", "fs", "scsi", "acpi", "asound"))
 _RESERVED = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc", "/proc", "/dev", "/sys")
 
 
