@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Iterator
@@ -235,3 +236,37 @@ def test_attributes_set_before_close_go_up_with_the_data(bench: Bench) -> None:
     bench.fs.release(handle)
     assert "CopyObject" not in bench.requests
     assert bench.requests["PutObject"] == 2  # the file, and once per directory the marker that says its entries have attributes
+
+
+def test_a_read_of_a_replaced_object_is_estale_after_one_request(bench: Bench) -> None:
+    bench.store.put("file", b"one" * 100_000)
+    handle = bench.fs.open(bench.walk("file"), os.O_RDWR)
+    bench.fs.write(handle, 0, b"x")  # a change on top of the version that is about to go
+    bench.store.put("file", b"two" * 100_000)
+    bench.reset()
+    with pytest.raises(OSError) as failed:
+        bench.fs.read(handle, 0, 4096)
+    assert failed.value.errno == errno.ESTALE
+    assert bench.requests == {"GetObject": 1}
+    with pytest.raises(OSError):
+        bench.fs.flush(handle)
+    bench.fs.release(handle)
+    conflicts = [info.key for info in bench.store.list("").objects if ".conflict-" in info.key]
+    assert len(conflicts) == 1
+
+
+def test_files_below_a_renamed_directory_stay_open(bench: Bench) -> None:
+    part = 5 * MiB
+    upload = bench.store.create_upload("old/large")
+    parts = [(n, bench.store.upload_part("old/large", upload, n, bytes([n]) * part)) for n in (1, 2)]
+    bench.store.complete_upload("old/large", upload, parts)
+    bench.store.put("old/small", b"small")
+    handle = bench.fs.open(bench.walk("old/large"), os.O_RDWR)
+    bench.fs.rename(ROOT_INO, b"old", ROOT_INO, b"new")
+    assert bytes(bench.fs.read(handle, part - 1, 2)) == b"\1\2"
+    bench.fs.write(handle, 0, b"x")
+    bench.fs.flush(handle)
+    bench.fs.release(handle)
+    assert bench.read("new/small") == b"small"
+    assert bytes(bench.store.get("new/large", limit=2)[1]) == b"x\1"
+    assert [info.key for info in bench.store.list("").objects] == ["new/", "new/large", "new/small"]

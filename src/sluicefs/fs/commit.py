@@ -6,6 +6,7 @@ when the bucket has answered for it.
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 import threading
@@ -14,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sluicefs.errors import ConditionFailedError, StoreError
+from sluicefs.errors import StoreError
 from sluicefs.fs import attributes
 from sluicefs.fs.draft import Draft
 from sluicefs.fs.nodes import Node
@@ -130,8 +131,9 @@ class Committer:
             return  # nothing to keep: its name is gone, its bytes live as long as it is open
         try:
             self._commit_to(node, draft, self.core.key_of(node))
-        except ConditionFailedError as error:
-            self._keep_conflict(node, draft, error)
+        except OSError as error:
+            if error.errno == errno.ESTALE:  # the store refused, or the base could not be read any more
+                self._keep_conflict(node, draft, error)
             raise
 
     def _commit_to(self, node: Node, draft: Draft, key: str) -> None:
@@ -271,7 +273,7 @@ class Committer:
         ours = attributes.encode(node)  # type: ignore[arg-type]
         return attributes.merge(node.metadata, ours, content_changed=True), attributes.content_type(node.name)
 
-    def _keep_conflict(self, node: Node, draft: Draft, error: ConditionFailedError) -> None:
+    def _keep_conflict(self, node: Node, draft: Draft, error: OSError) -> None:
         """Someone else changed the object this change is based on: keep ours beside it."""
         core = self.core
         with core.lock:

@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING
 
 from sluicefs.engine import Reader
-from sluicefs.errors import ConditionFailedError, NotFoundError
+from sluicefs.errors import CancelledError, ConditionFailedError, NotFoundError
 from sluicefs.fs import attributes
 from sluicefs.fs.draft import Draft
 from sluicefs.fs.fetching import INLINE
@@ -178,6 +178,10 @@ class Files:
                     else:
                         enqueue(mine[0], True)
                 data = reader.collect(offset, length, bound)
+                for block in mine if data is None else ():
+                    # It failed before anybody could wait for it. (Read-ahead taken back is no failure: ask again.)
+                    if block.error is not None and not isinstance(block.error, CancelledError):
+                        raise block.error
         except (ConditionFailedError, NotFoundError) as error:
             if node is not None:
                 self.core.directories.replaced(node)

@@ -385,12 +385,11 @@ class Namespace:
             token = page.token
             if token is None:
                 break
-        copied: list[str] = []
+        copied: dict[str, str] = {}  # new key: new ETag (that of a multipart object changes with a copy)
 
         def copy(info: object) -> None:
             new_key = new_prefix + info.key[len(old_prefix) :]  # type: ignore[attr-defined]
-            self._copy(info.key, new_key, info.size, info.etag)  # type: ignore[attr-defined]
-            copied.append(new_key)
+            copied[new_key] = self._copy(info.key, new_key, info.size, info.etag)  # type: ignore[attr-defined]
 
         try:
             for _ in core.committer.pool.map(copy, infos):
@@ -398,7 +397,7 @@ class Namespace:
             if not any(info.key == old_prefix for info in infos):
                 core.store.put(new_prefix, b"", content_type=attributes.DIRECTORY_TYPE)
         except Exception:
-            core.store.delete_many(copied)
+            core.store.delete_many(list(copied))
             raise
         old_entry = node.parent.dir.entries.get(node.name) if node.parent is not None else None
         self._move(node, target, new_parent, new_name)
@@ -410,10 +409,11 @@ class Namespace:
                 if below.is_dir:
                     below.dir.listed_at = 0.0
                 elif below.etag is not None:
-                    below.checked = 0.0
-                    state = below.state
-                    if isinstance(state, FileState) and state.version is not None:
-                        core.fetcher.adopt(core.table.key_of(below), state.version)
+                    key = core.table.key_of(below)
+                    if key in copied:
+                        self.files.rebase(below, key, copied[key])
+                    else:  # it was gone from the bucket before we listed
+                        below.checked = 0.0
         old_keys = [info.key for info in infos]
         if old_entry is not None and old_entry.info is not None:
             old_keys.append(old_entry.info.key)
