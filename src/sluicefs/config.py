@@ -68,8 +68,8 @@ _FILES = ("./sluicefs.toml", "~/.config/sluicefs/sluicefs.toml", "/etc/sluicefs/
 _SECRETS = re.compile(r"secret|token|password|access_?key|credential", re.IGNORECASE)
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]")
 _ACCOUNT = re.compile(r"[0-9a-f]{32}")
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|m|h|d|)")
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|min|m|h|d|)")
 _SECONDS = {"ms": 0.001, "": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 # Words of mount(8), fstab(5) and libfuse that ask nothing of us.
 _TOLERATED = re.compile(
@@ -111,6 +111,8 @@ def load(
     general, bindings = _split_document(document, where)
     binding = dict(bindings.get(name, {}))
     bucket = binding.pop("bucket", name)
+    if name in bindings and bucket is name and not _BUCKET.fullmatch(name):
+        raise InvalidMountConfigError(f'[buckets.{name}] in {where} does not name its bucket: add bucket = "…".')
     if not isinstance(bucket, str) or not _BUCKET.fullmatch(bucket):
         known = f"those in {where} are {', '.join(bindings)}" if bindings else "there is none"
         raise InvalidMountConfigError(

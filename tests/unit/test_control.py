@@ -1,0 +1,113 @@
+"""The control socket: requests and answers, private files, damage and strangers."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sluicefs import control
+
+
+@pytest.fixture
+def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(control, "runtime_folder", lambda: str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def server(runtime: Path) -> Iterator[control.Server]:
+    release = threading.Event()
+
+    def slow(_: dict[str, object]) -> dict[str, object]:
+        release.wait(10)
+        return {"slow": True}
+
+    def broken(_: dict[str, object]) -> dict[str, object]:
+        raise ValueError("cannot do this")
+
+    made = control.Server(control.socket_path("/mnt/x"), {"echo": lambda args: args, "slow": slow, "broken": broken})
+    made.start()
+    yield made
+    release.set()
+    made.close()
+
+
+def test_a_request_is_answered(server: control.Server) -> None:
+    assert control.call("/mnt/x", "echo", a=1, b="ü\n") == {"a": 1, "b": "ü\n"}
+
+
+def test_the_socket_is_private(server: control.Server) -> None:
+    assert stat.S_IMODE(os.stat(control.socket_path("/mnt/x")).st_mode) == 0o600
+
+
+def test_the_folder_is_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert stat.S_IMODE(os.stat(control.runtime_folder()).st_mode) == 0o700
+
+
+def test_a_failure_in_a_handler_is_told_and_the_server_lives(server: control.Server) -> None:
+    with pytest.raises(control.ControlError, match="cannot do this"):
+        control.call("/mnt/x", "broken")
+    with pytest.raises(control.ControlError, match="no such request"):
+        control.call("/mnt/x", "unheard")
+    assert control.call("/mnt/x", "echo") == {}
+
+
+@pytest.mark.parametrize(
+    "line", [b"\n", b"[]\n", b"{}\n", b"\xff\xfe\n", b'{"verb": []}\n', b'{"verb": "echo"', b"1" * 70000 + b"\n"]
+)
+def test_garbage_does_no_harm(server: control.Server, line: bytes) -> None:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(control.socket_path("/mnt/x"))
+        connection.sendall(line)
+        connection.shutdown(socket.SHUT_WR)
+        assert b"no such request" in connection.makefile("rb").readline()
+    assert control.call("/mnt/x", "echo") == {}
+
+
+def test_a_slow_request_holds_up_no_other(server: control.Server) -> None:
+    worker = threading.Thread(target=control.call, args=("/mnt/x", "slow"))
+    worker.start()
+    started = time.monotonic()
+    assert control.call("/mnt/x", "echo", n=1) == {"n": 1}
+    assert worker.is_alive() and time.monotonic() - started < 5
+    with pytest.raises(TimeoutError):
+        control.call("/mnt/x", "slow", timeout=0.05)
+
+
+def test_nobody_there(runtime: Path) -> None:
+    with pytest.raises(ConnectionRefusedError):
+        control.call("/mnt/none", "echo")
+
+
+def test_a_socket_left_by_a_crash_is_taken_over_a_live_one_is_not(server: control.Server, runtime: Path) -> None:
+    with pytest.raises(OSError, match="another mount process"):
+        control.Server(control.socket_path("/mnt/x"), {}).start()
+    stale = control.socket_path("/mnt/stale")
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(stale)
+    second = control.Server(stale, {"echo": lambda args: args})
+    second.start()
+    assert control.call("/mnt/stale", "echo") == {}
+    second.close()
+    assert not os.path.exists(stale)
+    assert control.call("/mnt/x", "echo") == {}
+
+
+def test_the_table_of_mounts_is_read() -> None:
+    rows = {row.path: row for row in control.mount_table()}
+    assert "/" in rows and rows["/proc"].fs_type == "proc"
+    found = control.find_mount("/proc")
+    assert found is not None and not found.is_ours
+    assert control.find_mount("/proc/self") is None
+
+
+def test_paths_with_spaces_and_backslashes_are_read() -> None:
+    assert control._unescaped(r"/a\040b\134040") == r"/a b\040"
