@@ -241,6 +241,7 @@ class DevServer:
             "volume.port.grpc": volume_grpc,
             "volume.max": 200,
             "volume.minFreeSpace": 1,
+            "volume.preStopSeconds": 0,
             "filer.port": filer,
             "filer.port.grpc": filer_grpc,
             "filer.localSocket": self._folder / "filer.sock",
