@@ -242,6 +242,12 @@ class Directories:
         return node
 
     def _take_attributes(self, node: Node, info: ObjectInfo) -> None:
+        if info.metadata is None and info.content_type is None:  # from a listing, the common case: nothing to decode
+            defaults = self.core.defaults
+            node.mode = (0o040000 | defaults.dir_mode) if node.is_dir else (0o100000 | defaults.file_mode)
+            node.uid, node.gid = defaults.uid, defaults.gid
+            node.atime_ns = node.mtime_ns = node.ctime_ns = round(info.modified * 1_000_000) * 1000
+            return
         found, _ = attributes.decode(
             info.metadata,
             self.core.defaults,
