@@ -1,0 +1,379 @@
+"""One run of the benchmarks from start to end: servers, data, rounds, clearing up.
+
+Contestants take turns (A B C, A B C, …). A round 0 through the counting door verifies what is read and stored; the rounds
+after it are timed. Whoever is wrong, dies or hangs is reported and left out of that workload, and the run goes on. Whatever
+happens, no mount, server, process or file in memory is left behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine
+from benchmarks.contestants import Contestant, Fault, Mount, Place
+from benchmarks.data import Dataset, upload
+from benchmarks.processes import CommandError, Meter, Usage, drop_caches, module_command, run_command
+from benchmarks.proxy import Proxy
+from benchmarks.results import Run, Session
+from benchmarks.workload import REGION, Outcome, Scene, Sizes, Workload
+from sluicefs.devserver import DevServer
+from sluicefs.store.s3 import S3Store
+
+CEILING, FLOOR = "ceiling", "floor"
+_DELAY = 30
+
+
+@dataclass
+class Options:
+    """What was asked for. `minutes`: after which rounds are cut short, 0 for never; every contestant gets one round at least."""
+
+    workloads: list[Workload]
+    contestants: list[Contestant]
+    rounds: int = 5
+    minutes: float = 14.0
+    scale: float = 1.0
+    limit: float = 20.0
+    references: bool = True
+    folder: str | None = None
+
+
+class Reporter:
+    """Told of the progress; does nothing by itself."""
+
+    def start(self, total: int) -> None: ...
+
+    def step(self, text: str) -> None: ...
+
+    def ended(self, run: Run) -> None: ...
+
+
+@dataclass
+class _Bucket:
+    """A bucket, the folders of those who mounted it, and which of them have their own form of the data in it."""
+
+    name: str
+    dataset: Dataset | None
+    states: dict[str, Path] = field(default_factory=dict)
+
+
+class Bench:
+    """Runs `options`; `session` holds what came of it, and is complete up to the last run at any time."""
+
+    def __init__(self, options: Options, output: Path, reporter: Reporter | None = None) -> None:
+        self._options = options
+        self._output = output
+        self._reporter = reporter or Reporter()
+        self._sizes = Sizes(options.scale)
+        self._serial = 0
+        self._buckets: dict[str, _Bucket] = {}
+        self._begin = 0.0
+        left_out = {one.name: f"{one.program} is not installed" for one in options.contestants if not one.is_installed}
+        self._contestants = [one for one in options.contestants if one.name not in left_out]
+        self.session = Session(
+            machine.describe(),
+            {"rounds": options.rounds, "minutes": options.minutes, "scale": options.scale, "limit": options.limit},
+            plain={one.name: one.plain for one in self._contestants},
+            left_out=left_out,
+            units={one.name: one.unit for one in options.workloads},
+            titles={one.name: one.title for one in options.workloads},
+            targets={one.name: [asdict(target) for target in one.targets] for one in options.workloads},
+        )
+
+    def run(self) -> Session:
+        """Everything. Raises OSError, DevServerError or ProxyError when the harness itself cannot work."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_sigterm_raises())
+            self._begin = time.monotonic()
+            self._folder = Path(stack.enter_context(_work_folder(self._options.folder)))
+            self._server = stack.enter_context(DevServer("seaweedfs", in_memory=True))
+            self._proxy = stack.enter_context(Proxy(self._server.endpoint, self._folder, _DELAY))
+            self._keys = {"AWS_ACCESS_KEY_ID": self._server.access_key, "AWS_SECRET_ACCESS_KEY": self._server.secret_key}
+            self._reporter.start(sum(len(one.delays) for one in self._options.workloads))
+            try:
+                remaining = sum(one.weight * len(one.delays) for one in self._options.workloads)
+                for index, workload in enumerate(self._options.workloads):
+                    for delay in workload.delays:
+                        self._rows(workload, delay, self._share(workload.weight / remaining))
+                        remaining -= workload.weight
+                        self.session.save(self._output)
+                    self._forget(self._options.workloads[index + 1 :])
+                self.session.finished = True
+            finally:
+                self.session.seconds = time.monotonic() - self._begin
+                self.session.save(self._output)
+        return self.session
+
+    # --- time
+
+    def _share(self, part: float) -> float:
+        """Seconds for the next row, out of what is left."""
+        if not self._options.minutes:
+            return float("inf")
+        return max(0.0, self._options.minutes * 60 - (time.monotonic() - self._begin)) * part
+
+    def _rows(self, workload: Workload, delay: int, share: float) -> None:
+        """Round 0, then rounds until they are enough or the share is used up. Who is slow sits out first."""
+        begin = time.monotonic()
+        field_ = self._field(workload)
+        taken = dict.fromkeys(field_, 0.0)
+        last = dict.fromkeys(field_, 0.0)
+        for number in range(0 if delay == min(workload.delays) else 1, self._options.rounds + 1):
+            for name in field_:
+                spent = time.monotonic() - begin
+                if number > 1 and (taken[name] + last[name] > share / len(field_) and spent + last[name] > share):
+                    continue
+                if self.session.fault(workload.name, min(workload.delays), name) or self.session.fault(workload.name, delay, name):
+                    continue
+                if number == 0 and name in (CEILING, FLOOR):
+                    continue
+                self._reporter.step(f"{workload.title}, {delay} ms, round {number}: {name}")
+                start = time.monotonic()
+                run = self._run(workload, delay, number, name)
+                last[name] = time.monotonic() - start
+                taken[name] += last[name]
+                self.session.runs.append(run)
+                self._reporter.ended(run)
+
+    def _field(self, workload: Workload) -> list[str]:
+        names = [one.name for one in self._contestants if workload.extra in ("", *one.extra) or not workload.extra_needed]
+        if self._options.references:
+            names += [CEILING] * (workload.bare is not None) + [FLOOR] * workload.floor
+        return names
+
+    # --- one run
+
+    def _run(self, workload: Workload, delay: int, number: int, name: str) -> Run:
+        run = Run(workload.name, delay, name, number)
+        self._serial += 1
+        door = self._proxy.endpoints[delay] if delay or number == 0 else self._server.endpoint
+        bucket = None
+        try:
+            if workload.data is not None:
+                bucket = self._dataset(workload.data(self._sizes))
+            else:
+                bucket = self._new_bucket(f"bench-run-{self._serial}", None)
+            if name == CEILING:
+                self._bare(workload, run, bucket, door)
+            else:
+                self._mounted(workload, run, bucket, door)
+        except (Fault, CommandError) as error:
+            run.fault = str(error)
+            if workload.changes and bucket is not None:
+                self._drop(bucket)  # nobody knows what is in it now
+        finally:
+            if workload.data is None and bucket is not None:
+                self._drop(bucket)
+        return run
+
+    def _scene(self, run: Run, bucket: _Bucket, door: str, root: Path | None = None) -> Scene:
+        dataset = bucket.dataset
+        return Scene(
+            root=str(root or ""),
+            bucket=bucket.name,
+            endpoint=door,
+            direct=self._server.endpoint,
+            files=[(file.key, file.size) for file in dataset.files] if dataset else [],
+            scale=self._options.scale,
+            serial=self._serial,
+            delay=run.delay,
+            limit=self._options.limit,
+            verify=run.round == 0,
+            plain=self.session.plain.get(run.contestant, True),
+        )
+
+    def _bare(self, workload: Workload, run: Run, bucket: _Bucket, door: str) -> None:
+        self._proxy.take()
+        drop_caches()
+        self._fill(run, workload, self._act(workload, "bare", self._scene(run, bucket, door)))
+        run.counts = self._proxy.take().as_json() if run.delay else None
+
+    def _mounted(self, workload: Workload, run: Run, bucket: _Bucket, door: str) -> None:
+        """Cold mount, the work, unmount; measured from outside."""
+        with self._placed(run, bucket, door) as (contestant, place):
+            extra = workload.extra if workload.extra in contestant.extra else ""
+            mount = Mount(contestant, place, extra)
+            if run.contestant == FLOOR:
+                listing = place.state / "files.json"
+                listing.write_text(json.dumps(self._scene(run, bucket, door).files))
+            self._prepared(mount, contestant, bucket, place)
+            scene = self._scene(run, bucket, door, place.mountpoint)
+            if workload.prime is not None:
+                mount.start()
+                try:
+                    self._act(workload, "prime", scene)
+                finally:
+                    mount.stop()
+                mount = Mount(contestant, place, extra)
+            drop_caches()
+            self._proxy.take()
+            mount.start()
+            ended = False
+            try:
+                run.mount_seconds = scene.mount_seconds = mount.seconds
+                mounted = self._proxy.take()
+                meter = Meter(mount.pids())
+                meter.start()
+                try:
+                    outcome = self._act(workload, "act", scene)
+                finally:
+                    usage = meter.stop()
+                mount.pids()
+                ended = True
+            finally:
+                note = _stopped(mount, quiet=not ended)
+            counts = self._proxy.take()
+            run.note = note
+            self._fill(run, workload, outcome, usage, checked=run.contestant != FLOOR)
+            if door != self._server.endpoint:
+                run.counts, run.mount_counts = counts.as_json(), mounted.as_json()
+
+    def _fill(self, run: Run, workload: Workload, outcome: Outcome, usage: Usage | None = None, checked: bool = True) -> None:
+        usage = usage or Usage()
+        run.seconds, run.operations, run.bytes = outcome.seconds, outcome.operations, outcome.bytes
+        run.cpu, run.rss_idle, run.rss_peak = usage.cpu, usage.rss_idle, usage.rss_peak
+        run.extra = outcome.extra
+        if outcome.wrong and checked:
+            raise Fault("wrong: " + "; ".join(outcome.wrong[:3]))
+        run.value = outcome.value(workload.unit)
+
+    def _act(self, workload: Workload, part: str, scene: Scene) -> Outcome:
+        given = json.dumps({"workload": workload.name, "part": part, "scene": scene.as_json()}).encode()
+        environment = dict(os.environ) | self._keys | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+        answer = run_command(module_command("actor"), timeout=workload.timeout, env=environment, stdin=given)
+        return Outcome(**json.loads(answer))
+
+    # --- places and buckets
+
+    @contextlib.contextmanager
+    def _placed(self, run: Run, bucket: _Bucket, door: str) -> Iterator[tuple[Contestant, Place]]:
+        """The contestant and fresh folders for one run; `state` is the contestant's own for this bucket."""
+        name = run.contestant
+        contestant = _floor() if name == FLOOR else next(one for one in self._contestants if one.name == name)
+        state = bucket.states.setdefault(name, self._folder / bucket.name / name)
+        here = self._folder / f"run-{self._serial}"
+        for folder in (state, here / "mnt", here / "cache"):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        keys = (self._server.access_key, self._server.secret_key)
+        try:
+            yield contestant, Place(door, bucket.name, REGION, *keys, here / "mnt", here / "cache", state)
+        finally:
+            with contextlib.suppress(OSError):
+                (here / "mnt").rmdir()  # never rmtree: a mount that is still there would be emptied
+                shutil.rmtree(here, ignore_errors=True)
+
+    def _prepared(self, mount: Mount, contestant: Contestant, bucket: _Bucket, place: Place) -> None:
+        """What is run once a bucket; data written through the mount where the contestant has its own form of it."""
+        first = not (place.state / ".prepared").exists()
+        try:
+            mount.prepare()
+        except CommandError as error:
+            raise Fault(f"preparation failed: {error}") from None
+        if first and not contestant.plain and bucket.dataset is not None:
+            direct = Place(**{name: getattr(place, name) for name in place.__dataclass_fields__} | {"endpoint": self._server.endpoint})
+            writing = Mount(contestant, direct)
+            try:
+                writing.start()
+                try:
+                    files = [(file.key, file.size) for file in bucket.dataset.files]
+                    scene = Scene(str(place.mountpoint), bucket.name, direct.endpoint, direct.endpoint, files, plain=False)
+                    self._act(self._options.workloads[0], "populate", scene)
+                finally:
+                    writing.stop()
+            except BaseException:
+                (place.state / ".prepared").unlink(missing_ok=True)
+                raise
+            for leftover in place.cache.iterdir():
+                shutil.rmtree(leftover, ignore_errors=True)
+
+    def _dataset(self, dataset: Dataset) -> _Bucket:
+        if dataset.name not in self._buckets:
+            self._reporter.step(f"storing {len(dataset.files)} objects, {dataset.size / 1e6:.0f} MB")
+            bucket = self._new_bucket(f"bench-{dataset.name}", dataset)
+            store = self._store(bucket.name)
+            try:
+                upload(store, dataset.files)
+            finally:
+                store.close()
+        return self._buckets[dataset.name]
+
+    def _new_bucket(self, name: str, dataset: Dataset | None) -> _Bucket:
+        self._server.create_bucket(name)
+        bucket = self._buckets[dataset.name if dataset else name] = _Bucket(name, dataset)
+        return bucket
+
+    def _drop(self, bucket: _Bucket) -> None:
+        """SeaweedFS gives the memory of a bucket back when it goes, not when its objects do."""
+        self._buckets = {key: one for key, one in self._buckets.items() if one is not bucket}
+        self._server.delete_bucket(bucket.name)
+        shutil.rmtree(self._folder / bucket.name, ignore_errors=True)
+
+    def _forget(self, coming: list[Workload]) -> None:
+        """Drops the data no coming workload needs."""
+        needed = {workload.data(self._sizes).name for workload in coming if workload.data is not None}
+        for key, bucket in list(self._buckets.items()):
+            if key not in needed:
+                self._drop(bucket)
+
+    def _store(self, bucket: str) -> S3Store:
+        keys = (self._server.access_key, self._server.secret_key)
+        return S3Store(bucket, endpoint=self._server.endpoint, region=REGION, credentials=keys, timeout=120)
+
+
+def _floor() -> Contestant:
+    folder = str(Path(__file__).resolve().parents[1])
+    mount = module_command("floor", "{mountpoint}", "{state}/files.json")
+    return Contestant(FLOOR, mount[0], mount, ["fusermount", "-u", "{mountpoint}"], environment={"PYTHONPATH": folder})
+
+
+def _stopped(mount: Mount, quiet: bool) -> str:
+    """What went wrong at the unmount; `quiet`: the run has failed already, so that is the news."""
+    try:
+        mount.stop()
+    except Fault as fault:
+        return "" if quiet else str(fault)
+    return ""
+
+
+@contextlib.contextmanager
+def _work_folder(parent: str | None) -> Iterator[str]:
+    """A private folder, in memory where the machine has such."""
+    memory: Any = parent or ("/dev/shm" if os.path.isdir("/dev/shm") else None)
+    folder = tempfile.mkdtemp(prefix="sluicefs-bench-", dir=memory)
+    try:
+        yield folder
+    finally:
+        _clear_mounts(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _clear_mounts(folder: str) -> None:
+    """No mount may be below a folder that is about to be deleted."""
+    for line in reversed(Path("/proc/self/mounts").read_text().splitlines()):
+        where = line.split(" ")[1]
+        if where.startswith(folder + "/"):
+            with contextlib.suppress(CommandError):
+                run_command(["umount", "-l", where], timeout=20)
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """SIGTERM unwinds like Ctrl-C, so that everything is cleared up."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

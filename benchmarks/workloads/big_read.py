@@ -1,0 +1,181 @@
+"""Large files read cold and in order: one, and four at once."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import xxhash
+
+from benchmarks.data import Dataset, File, MiB, Readers, content, digest
+from benchmarks.workload import Outcome, Scene, Sizes, Stopwatch, Target, Workload
+
+_PIECE = MiB  # bytes asked for in one read()
+_RANGE = 8 * MiB  # bytes of one bare GET
+_BIN = 0.05  # seconds between two points of the curve
+
+
+def one_file(sizes: Sizes) -> Dataset:
+    return Dataset("big", (File("big.bin", sizes.bytes(2048 * MiB)),))
+
+
+def four_files(sizes: Sizes) -> Dataset:
+    return Dataset("four", tuple(File(f"part-{number}.bin", sizes.bytes(512 * MiB)) for number in range(4)))
+
+
+def read_file(path: Path, curve: list[tuple[float, int]] | None = None) -> int:
+    """Reads a file to its end; returns its length. `curve` gets (seconds, bytes so far)."""
+    buffer = bytearray(_PIECE)
+    watch, total, next_point = Stopwatch(), 0, 0.0
+    with path.open("rb", buffering=0) as source:
+        while read := source.readinto(buffer):
+            total += read
+            if curve is not None and watch.seconds >= next_point:
+                curve.append((watch.seconds, total))
+                next_point = watch.seconds + _BIN
+    if curve is not None:
+        curve.append((watch.seconds, total))
+    return total
+
+
+def verify_file(root: Path, file: File) -> list[str]:
+    """What is wrong with what the mount gives for `file`."""
+    hasher, size = xxhash.xxh3_128(), 0
+    with (root / file.key).open("rb", buffering=0) as source:
+        while piece := source.read(_PIECE):
+            hasher.update(piece)
+            size += len(piece)
+    if size != file.size:
+        return [f"{file.key}: {size} bytes read, {file.size} stored"]
+    return [] if hasher.hexdigest() == digest(content(file)) else [f"{file.key}: wrong bytes"]
+
+
+def act(scene: Scene) -> Outcome:
+    """All files at once, a thread each. On the first round they are checked instead of timed, in one go."""
+    files = scene.dataset
+    curve: list[tuple[float, int]] = []
+    ends = [0.0] * len(files)
+    totals = [0] * len(files)
+    wrong: list[list[str]] = [[] for _ in files]
+    watch = Stopwatch()
+
+    def work(index: int) -> None:
+        if scene.verify:
+            wrong[index] = verify_file(scene.path, files[index])
+            totals[index] = files[index].size
+        else:
+            totals[index] = read_file(scene.path / files[index].key, curve if len(files) == 1 else None)
+        ends[index] = watch.seconds
+
+    Readers(len(files)).run(work)
+    seconds = watch.seconds
+    problems = [problem for found in wrong for problem in found]
+    problems += [f"{file.key}: {total} bytes read" for file, total in zip(files, totals, strict=True) if total != file.size]
+    extra: dict[str, object] = {"curve": curve} if curve else {}
+    if len(files) > 1:  # 1: all came in at the same rate
+        extra["slowest reader's share"] = min(ends) / max(ends)
+    return Outcome(seconds, len(files), sum(totals), problems, extra)
+
+
+def bare(scene: Scene) -> Outcome:
+    """The same bytes by parallel ranged GETs into memory that is already there."""
+    store = scene.open(scene.endpoint)
+    ranges = iter([(file, offset) for file in scene.dataset for offset in range(0, file.size, _RANGE)])
+    lock = threading.Lock()
+    curve: list[tuple[float, int]] = []
+    total = 0
+    buffers = [memoryview(bytearray(_RANGE)) for _ in range(scene.connections)]
+    watch = Stopwatch()
+
+    def work(index: int) -> None:
+        nonlocal total
+        while True:
+            with lock:
+                found = next(ranges, None)
+            if found is None:
+                return
+            file, offset = found
+            part = buffers[index][: min(_RANGE, file.size - offset)]
+            store.get_into(file.key, offset, part)
+            with lock:
+                total += len(part)
+                curve.append((watch.seconds, total))
+
+    Readers(scene.connections).run(work)
+    seconds = watch.seconds
+    store.close()
+    return Outcome(seconds, len(scene.files), total, [], {"curve": curve} if len(scene.files) == 1 else {})
+
+
+def first_byte(scene: Scene) -> Outcome:
+    """Open a large file and read its first 4 KiB."""
+    file = scene.dataset[0]
+    watch = Stopwatch()
+    descriptor = os.open(scene.path / file.key, os.O_RDONLY)
+    data = os.read(descriptor, 4096)
+    seconds = watch.seconds
+    os.close(descriptor)
+    expected = bytes(next(content(file, 0, 4096)))
+    return Outcome(seconds, 1, len(data), [] if data == expected else [f"{file.key}: wrong first bytes"])
+
+
+def bare_first_byte(scene: Scene) -> Outcome:
+    """One small ranged GET on a connection that is open already."""
+    store = scene.open(scene.endpoint)
+    buffer = bytearray(128 * 1024)
+    store.get_into(scene.dataset[0].key, MiB // 2, buffer)
+    watch = Stopwatch()
+    store.get_into(scene.dataset[0].key, 0, buffer)
+    seconds = watch.seconds
+    store.close()
+    return Outcome(seconds, 1, len(buffer))
+
+
+WORKLOADS = (
+    Workload(
+        "read-one",
+        "one large file, cold, sequential",
+        "MB/s",
+        act,
+        one_file,
+        bare,
+        delays=(0, 30),
+        floor=True,
+        quick=True,
+        weight=3,
+        targets=(
+            Target("x ceiling", ">=", 0.85),
+            Target("x rclone", ">=", 2.5),
+            Target("x s3fs", ">=", 2),
+            Target("CPU s/GB", "<=", 0.7),
+            Target("x ceiling", ">=", 0.8, delay=30),
+        ),
+    ),
+    Workload(
+        "read-four",
+        "four large files at once, cold",
+        "MB/s",
+        act,
+        four_files,
+        bare,
+        delays=(0, 30),
+        weight=3,
+        targets=(
+            Target("x ceiling", ">=", 0.85),
+            Target("slowest reader's share", ">=", 0.5),
+            Target("x ceiling", ">=", 0.8, delay=30),
+        ),
+    ),
+    Workload(
+        "first-byte",
+        "first byte of a large file, cold",
+        "ms",
+        first_byte,
+        one_file,
+        bare_first_byte,
+        delays=(0, 30),
+        quick=True,
+        targets=(Target("x ceiling", ">=", 1 / 1.3), Target("x ceiling", ">=", 1 / 1.3, delay=30)),
+    ),
+)

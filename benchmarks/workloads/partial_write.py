@@ -1,0 +1,88 @@
+"""4 KiB appended to, and changed in, a large object: what matters is how much is uploaded again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from benchmarks.data import Dataset, File, MiB, content, digest
+from benchmarks.workload import Outcome, Scene, Sizes, Stopwatch, Target, Workload
+from sluicefs.store.s3 import S3Store
+
+_EDIT = 4096
+_STEP = 16 * MiB
+_TWO_PARTS = 2 * 16 * MiB + 64 * 1024  # bytes up, with what requests and headers take
+
+
+def _data(sizes: Sizes) -> Dataset:
+    return Dataset("edit", (File("edit.bin", sizes.bytes(1024 * MiB)),))
+
+
+def _edit(scene: Scene) -> bytes:
+    return b"".join(content(File(f"edit {scene.serial}", _EDIT)))
+
+
+def _stored(store: S3Store, key: str, size: int, edit: bytes = b"", at: int = 0) -> Iterator[bytes]:
+    """The object as it is stored, with `edit` laid over it."""
+    buffer = bytearray(_STEP)
+    for offset in range(0, size, _STEP):
+        length = min(_STEP, size - offset)
+        part = memoryview(buffer)[:length]
+        store.get_into(key, offset, part)
+        if edit and offset < at + len(edit) and at < offset + length:
+            first, last = max(at, offset), min(at + len(edit), offset + length)
+            part[first - offset : last - offset] = edit[first - at : last - at]
+        yield bytes(part)
+    if at + len(edit) > size:
+        yield edit[max(0, size - at) :]
+
+
+def _change(scene: Scene, append: bool) -> Outcome:
+    key = scene.dataset[0].key
+    edit = _edit(scene)
+    store = scene.open()
+    size = store.head(key).size if scene.plain else (scene.path / key).stat().st_size
+    at = size if append else size // 3 // 4096 * 4096 + 4096 * (scene.serial % 16)
+    expected = digest(_stored(store, key, size, edit, at)) if scene.verify and scene.plain else ""
+
+    watch = Stopwatch()
+    descriptor = os.open(scene.path / key, os.O_WRONLY | (os.O_APPEND if append else 0))
+    try:
+        written = os.write(descriptor, edit) if append else os.pwrite(descriptor, edit, at)
+    finally:
+        os.close(descriptor)
+    seconds = watch.seconds
+
+    wrong = [] if written == _EDIT else ["a short write"]
+    after = size + (_EDIT if append else 0)
+    if scene.plain:
+        if store.head(key).size != after:
+            wrong.append(f"{key}: {store.head(key).size} bytes stored, {after} expected")
+        elif expected and digest(_stored(store, key, after)) != expected:
+            wrong.append(f"{key}: wrong bytes stored")
+        buffer = bytearray(_EDIT)
+        store.get_into(key, at, buffer)
+    else:
+        with (scene.path / key).open("rb") as source:
+            source.seek(at)
+            buffer = bytearray(source.read(_EDIT))
+    if buffer != edit:
+        wrong.append(f"{key}: the change is not there")
+    store.close()
+    return Outcome(seconds, 1, _EDIT, wrong)
+
+
+def _append(scene: Scene) -> Outcome:
+    return _change(scene, append=True)
+
+
+def _overwrite(scene: Scene) -> Outcome:
+    return _change(scene, append=False)
+
+
+_TARGETS = (Target("bytes up", "<=", _TWO_PARTS),)
+
+WORKLOADS = (
+    Workload("append", "4 KiB appended to a large object", "s", _append, _data, changes=True, targets=_TARGETS),
+    Workload("overwrite", "4 KiB changed in a large object", "s", _overwrite, _data, changes=True, targets=_TARGETS),
+)

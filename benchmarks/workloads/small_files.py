@@ -1,0 +1,126 @@
+"""Many files of 64 KiB: read in listing order, and created, each by one thread."""
+
+from __future__ import annotations
+
+import os
+
+from benchmarks.data import Dataset, File, Readers, content, write_file
+from benchmarks.workload import Outcome, Scene, Sizes, Stopwatch, Target, Workload, wait_stored
+
+_SIZE = 64 * 1024
+
+
+def _data(sizes: Sizes) -> Dataset:
+    return Dataset("small", tuple(File(f"train/{number:05}.bin", _SIZE) for number in range(sizes.count(2000))))
+
+
+def _read(scene: Scene) -> Outcome:
+    """In the order of the listing; a slow one is stopped after `limit` seconds, and its rate is that of what it read."""
+    wrong: list[str] = []
+    sizes = {file.key.rpartition("/")[2]: file for file in scene.dataset}
+    folder = scene.path / "train"
+    watch = Stopwatch()
+    names = sorted(os.listdir(folder))
+    count = 0
+    for name in names:
+        with (folder / name).open("rb", buffering=0) as source:
+            data = source.read()
+        count += 1
+        if scene.verify and data != b"".join(content(sizes[name])):
+            wrong.append(f"{name}: wrong bytes")
+        elif len(data) != _SIZE:
+            wrong.append(f"{name}: {len(data)} bytes")
+        if watch.seconds > scene.limit:
+            break
+    seconds = watch.seconds
+    if len(names) != len(sizes):
+        wrong.append(f"{len(names)} names listed, {len(sizes)} stored")
+    return Outcome(seconds, count, count * _SIZE, wrong[:3])
+
+
+def _bare_read(scene: Scene) -> Outcome:
+    store = scene.open(scene.endpoint)
+    keys = [file.key for file in scene.dataset]
+    watch = Stopwatch()
+
+    def work(index: int) -> None:
+        buffer = bytearray(_SIZE)
+        for key in keys[index :: scene.connections]:
+            store.get_into(key, 0, buffer)
+
+    Readers(scene.connections).run(work)
+    seconds = watch.seconds
+    store.close()
+    return Outcome(seconds, len(keys), len(keys) * _SIZE)
+
+
+def _create(scene: Scene) -> Outcome:
+    """New files; the clock runs until all of them are in the bucket."""
+    files = [File(f"new-{number:05}.bin", _SIZE) for number in range(scene.sizes.count(2000))]
+    watch = Stopwatch()
+    made = []
+    for file in files:
+        write_file(scene.path / file.key, file)
+        made.append(file)
+        if watch.seconds > scene.limit:
+            break
+    closed = watch.seconds
+    wrong = wait_stored(scene, {file.key: file.size for file in made})
+    seconds = watch.seconds if scene.plain else closed
+    if scene.verify and scene.plain and not wrong:
+        store = scene.open()
+        for file in made:
+            if store.get(file.key)[1] != b"".join(content(file)):
+                wrong.append(f"{file.key}: wrong bytes stored")
+        store.close()
+    return Outcome(seconds, len(made), len(made) * _SIZE, wrong[:3], {"seconds to close": closed})
+
+
+def _bare_create(scene: Scene) -> Outcome:
+    """One PUT after the other, as one writer who waits for each would."""
+    store = scene.open(scene.endpoint)
+    files = [File(f"new-{number:05}.bin", _SIZE) for number in range(scene.sizes.count(2000))]
+    watch = Stopwatch()
+    for file in files:
+        store.put(file.key, bytearray(next(content(file))))
+    seconds = watch.seconds
+    store.close()
+    return Outcome(seconds, len(files), len(files) * _SIZE)
+
+
+WORKLOADS = (
+    Workload(
+        "small-read",
+        "small files read in listing order",
+        "files/s",
+        _read,
+        _data,
+        _bare_read,
+        delays=(0, 30),
+        quick=True,
+        weight=2,
+        targets=(
+            Target("x peers", ">=", 3),
+            Target("CPU ms/file", "<=", 0.2),
+            Target("x peers", ">=", 3, delay=30),
+        ),
+    ),
+    Workload(
+        "small-create",
+        "small files created, sync",
+        "files/s",
+        _create,
+        bare=_bare_create,
+        quick=True,
+        targets=(Target("x s3fs", ">=", 2), Target("requests per file", "<=", 1)),
+    ),
+    Workload(
+        "small-create-back",
+        "small files created, write-back where there is one, until stored",
+        "files/s",
+        _create,
+        extra="back",
+        extra_needed=False,
+        targets=(Target("x s3fs", ">=", 5),),
+    ),
+)
