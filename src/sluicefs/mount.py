@@ -156,6 +156,7 @@ def _handlers(config: Config, store: Store, fs: FileSystem) -> dict[str, Callabl
             "read_only": config.read_only,
             "write_mode": config.write_mode,
             "cache": core.cache.stats(),
+            "disk": core.disk.stats() if core.disk is not None else None,
             "pending": {"files": fs.pending(), "bytes": core.dirty.used},
             "inodes": len(core.table.by_ino),
             "left_out": sorted(core.directories.left_out)[:20],

@@ -76,7 +76,7 @@ class DiskCache:
         """Fill `buffer` with the bytes from `offset` of a version of `size` bytes; returns how many of them, from the first on,
         are here. `progress(n)`: the first n are in place and checked.
         """
-        if self._off():
+        if not etag or self._off():
             return 0
         digest = digest_of(self.endpoint, self.bucket, key, etag)
         done = 0
@@ -146,7 +146,7 @@ class DiskCache:
         """Keep `data`, the bytes from `offset` of a version of `size` bytes. Returns at once; `data` must not change later."""
         view = memoryview(data).cast("B")
         with self._lock:
-            if self._closed or self._off() or self._queued + len(view) > self._queue_bytes:
+            if not etag or self._closed or self._off() or self._queued + len(view) > self._queue_bytes:
                 self.bytes_skipped += len(view)
                 return
             self._queued += len(view)

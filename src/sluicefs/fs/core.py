@@ -11,6 +11,7 @@ import stat
 import threading
 import time
 
+from sluicefs.cache import DiskCache
 from sluicefs.config import Config, MiB
 from sluicefs.engine import BlockCache, DirtyMemory
 from sluicefs.fs.attributes import Defaults
@@ -50,7 +51,11 @@ class Core:
         self.dirty = DirtyMemory(max(memory // 4, 2 * config.part_size))
         self.cache = BlockCache(max(memory - memory // 4, 16 * MiB))
         self.keep_written = 1 * MiB  # small files just written are most likely read again
-        self.fetcher = Fetcher(store, self.cache, READ_THREADS)
+        self.disk: DiskCache | None = None
+        if config.cache_dir is not None and config.cache_size is not None:
+            where = {"endpoint": config.endpoint or "", "bucket": config.bucket}
+            self.disk = DiskCache(config.cache_dir, config.cache_size, queue_bytes=memory // 4, **where)
+        self.fetcher = Fetcher(store, self.cache, READ_THREADS, self.disk)
         self.committer = Committer(self, UPLOAD_THREADS)
         self.directories = Directories(self)
         self.stored = StoredAttributes(self)

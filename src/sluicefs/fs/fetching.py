@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import Callable
 
+from sluicefs.cache import DiskCache
 from sluicefs.engine import Block, BlockCache, BlockMap
 from sluicefs.errors import CancelledError
 from sluicefs.fs.nodes import Version
@@ -26,9 +27,10 @@ INLINE = 1024 * 1024
 class Fetcher:
     """Queue and threads for read-ahead over one store."""
 
-    def __init__(self, store: Store, cache: BlockCache, threads: int):
+    def __init__(self, store: Store, cache: BlockCache, threads: int, disk: DiskCache | None = None):
         self.store = store
         self.cache = cache
+        self.disk = disk
         self._jobs: queue.SimpleQueue[tuple[Version, Block] | None] = queue.SimpleQueue()
         self._maps: weakref.WeakValueDictionary[tuple[str, str], BlockMap] = weakref.WeakValueDictionary()
         self._threads = [threading.Thread(target=self._work, name=f"fetch-{i}", daemon=True) for i in range(threads)]
@@ -63,27 +65,34 @@ class Fetcher:
     def fetch(self, version: Version, block: Block) -> None:
         """Fill one block, now, on this thread. Errors end up in the block, and with those who wait for it."""
         error: Exception | None = None
+        found = 0  # bytes that the disk cache had
         try:
             if block.cancelled():
                 error = CancelledError("read-ahead was taken back")
             else:
                 started = time.monotonic()
-                self.store.get_into(
-                    version.key,
-                    block.offset,
-                    block.writable(),
-                    etag=version.etag,
-                    progress=block.advance,
-                    cancelled=block.cancelled,
-                )
+                space = block.writable()
+                if self.disk is not None:
+                    found = self.disk.read_into(version.key, version.etag, version.size, block.offset, space, block.advance)
+                if found < block.size:
+                    self.store.get_into(
+                        version.key,
+                        block.offset + found,
+                        space[found:],
+                        etag=version.etag,
+                        progress=(lambda count: block.advance(found + count)) if found else block.advance,
+                        cancelled=block.cancelled,
+                    )
+                    version.blocks.confirmed = max(version.blocks.confirmed, started)  # If-Match held
                 block.advance(block.size)
-                version.blocks.confirmed = max(version.blocks.confirmed, started)  # If-Match held
         except Exception as caught:
             error = caught
             if not isinstance(caught, CancelledError):
                 log.warning("read of %s at %d failed: %s", version.key, block.offset, caught)
         finally:
             block.finish(error)
+        if self.disk is not None and error is None and found < block.size:
+            self.disk.put(version.key, version.etag, version.size, block.offset, block)
 
     def _work(self) -> None:
         while True:
@@ -99,3 +108,5 @@ class Fetcher:
             self._jobs.put(None)
         for thread in self._threads:
             thread.join(5)
+        if self.disk is not None:
+            self.disk.close()
