@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from sluicefs.errors import NotFoundError
 from sluicefs.fs import attributes
-from sluicefs.fs.names import Entry, Listing, valid_name
+from sluicefs.fs.entries import Entry, etag_of
+from sluicefs.fs.names import Listing, valid_name
 from sluicefs.fs.nodes import DirState, FileState, Node, Version
 from sluicefs.store.api import ObjectInfo
 
@@ -89,11 +90,11 @@ class Directories:
                 return None
 
     def names_in_order(self, node: Node) -> list[str]:
-        """The names of the last listing, in its order. Under `Core.lock`."""
+        """The names of the files of the last listing, sorted. Under `Core.lock`."""
         state = node.dir
-        if state.order is None or len(state.order) < len(state.entries):
-            state.order = {name: index for index, name in enumerate(state.entries)}
-        return list(state.order)
+        if state.order is None:
+            state.order = sorted(name for name in state.entries if not state.entries.is_dir(name))
+        return state.order
 
     def _report_left_out(self, listing: Listing) -> None:
         for key, reason in listing.left_out.examples:
@@ -237,7 +238,8 @@ class Directories:
             info = ObjectInfo(entry.name + "/", 0, "", core.started)
         self._take_attributes(node, info)
         if not entry.is_dir:
-            node.etag = info.etag
+            packed = parent.dir.entries.packed(entry.name) if entry.info is info else None
+            node.etag = packed if packed is not None and etag_of(packed) == info.etag else info.etag
             node.size = info.size
         return node
 

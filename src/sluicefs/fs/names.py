@@ -6,22 +6,30 @@ Pure functions. A key that cannot be a file name must never break a listing, nor
 from __future__ import annotations
 
 import errno
+import os
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from sluicefs.fs.entries import Entries, Entry
 from sluicefs.store.api import ObjectInfo
 
 MAX_NAME = 255  # bytes; NAME_MAX of Linux
 MAX_KEY = 1024  # bytes of UTF-8; S3 and R2
 FOLDER_SUFFIX = "_$folder$"  # Hadoop's marker of the directory `dir` is the empty object `dir_$folder$`
+RESERVED = ".sluicefs-"  # names that begin so are this filesystem's own objects: not shown, and not to be had
+
+
+def error(number: int, detail: str = "") -> OSError:
+    """An OSError of this errno, with the system's words unless there are better ones."""
+    return OSError(number, detail or os.strerror(number))
 
 
 def decode_name(raw: bytes, *, nfc: bool = True) -> str:
     """The name of a new entry as a part of a key.
 
     Raises OSError: EILSEQ for what is not UTF-8 (or not NFC where `nfc`: R2 normalises keys, so two names could become one
-    object), ENAMETOOLONG over 255 bytes, EINVAL for a name no key can carry.
+    object), ENAMETOOLONG over 255 bytes, EINVAL for a name no key can carry, EPERM for a reserved one.
     """
     if len(raw) > MAX_NAME:
         raise OSError(errno.ENAMETOOLONG, f"a name of {len(raw)} bytes; {MAX_NAME} are allowed")
@@ -33,6 +41,8 @@ def decode_name(raw: bytes, *, nfc: bool = True) -> str:
         raise OSError(errno.EILSEQ, f"the name {name!r} is not in Unicode form NFC, and the store would change it")
     if not valid_name(name, nfc=nfc) or name.endswith(FOLDER_SUFFIX):
         raise OSError(errno.EINVAL, f"the name {name!r} cannot be part of an object key")
+    if name.startswith(RESERVED):
+        raise OSError(errno.EPERM, f"names beginning with {RESERVED} are sluicefs's own")
     return name
 
 
@@ -60,18 +70,6 @@ def join_key(prefix: str, name: str, *, directory: bool = False) -> str:
     return key
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A name in a directory. `info`: the object of a file; of a directory the object seen to mark it, or None.
-
-    A directory's marker may be `dir/`, `dir` or `dir_$folder$`: `info.key` says which, and rmdir has to delete it.
-    """
-
-    name: str
-    is_dir: bool
-    info: ObjectInfo | None
-
-
 @dataclass(slots=True)
 class LeftOut:
     """Keys a listing does not show: how many, and a few of them with the reason."""
@@ -94,10 +92,11 @@ class Listing:
 
     def __init__(self, prefix: str, *, nfc: bool = False):
         self.prefix = prefix
-        self.entries: dict[str, Entry] = {}
+        self.entries = Entries(prefix)
         self.marker: ObjectInfo | None = None
         self.left_out = LeftOut()
         self._nfc = nfc
+        self.own: list[ObjectInfo] = []  # this filesystem's own objects, which are not shown
         self._guessed: set[str] = set()  # directories known from `_$folder$` alone
 
     def add(self, objects: Iterable[ObjectInfo], prefixes: Iterable[str]) -> None:
@@ -106,7 +105,7 @@ class Listing:
             self._add_object(info)
         for prefix in prefixes:
             rest = self._relative(prefix)
-            if rest is not None:
+            if rest is not None and not rest.startswith(RESERVED):
                 self._add_directory(rest.partition("/")[0], prefix, None)
 
     def _relative(self, key: str) -> str | None:
@@ -121,6 +120,8 @@ class Listing:
             return
         if not rest:
             self.marker = info
+        elif rest.startswith(RESERVED):
+            self.own.append(info)
         elif "/" in rest:  # a store that does not roll up, or a flat listing
             name, _, below = rest.partition("/")
             self._add_directory(name, info.key, None if below else info)

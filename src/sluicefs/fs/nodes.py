@@ -5,6 +5,7 @@ A node exists while the kernel knows it (lookup count), while it is open or hold
 
 from __future__ import annotations
 
+import errno
 import itertools
 import stat
 import threading
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING
 import xxhash
 
 from sluicefs.engine import BlockMap
-from sluicefs.fs.names import Entry
+from sluicefs.fs.entries import Entries, etag_of
+from sluicefs.fs.names import error
 from sluicefs.store.api import ObjectInfo
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ class DirState:
     `stores_attributes`: entries have attributes of their own in the bucket; `flag_of` is the marker's ETag that said so.
     """
 
-    entries: dict[str, Entry] = field(default_factory=dict)
+    entries: Entries = field(default_factory=Entries)
     listed_at: float = 0.0
     used_late: set[str] = field(default_factory=set)
     changed: dict[str, float] = field(default_factory=dict)
@@ -67,7 +69,7 @@ class DirState:
     stores_attributes: bool = False
     flag_of: str | None = None
     walked: int = 0
-    order: dict[str, int] | None = None
+    order: list[str] | None = None  # names of the files, sorted
     last_opened: int = -2
     opened_in_order: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -77,16 +79,19 @@ class Node:
     """One inode. Times are nanoseconds since the epoch; `etag` is None until the object exists in the bucket.
 
     `checked`: when the bucket last confirmed it (monotonic seconds). `complete`: its own metadata has been read. `own`: its
-    attributes differ from what a listing alone would show.
+    times differ from what a listing alone would show. `content_type`: what the bucket has, where it is not the one that
+    belongs to the name.
     """
 
     __slots__ = (
+        "_etag",
+        "_special",
         "atime_ns",
         "checked",
         "children",
         "complete",
+        "content_type",
         "ctime_ns",
-        "etag",
         "gid",
         "ino",
         "lookups",
@@ -96,10 +101,8 @@ class Node:
         "name",
         "own",
         "parent",
-        "rdev",
         "size",
         "state",
-        "target",
         "uid",
         "unlinked",
     )  # fmt: skip
@@ -115,17 +118,46 @@ class Node:
         self.atime_ns = 0
         self.mtime_ns = 0
         self.ctime_ns = 0
-        self.rdev = 0
-        self.etag: str | None = None
+        self._special: int | str | None = None
+        self._etag: str | bytes | None = None
         self.checked = 0.0
         self.complete = False
         self.metadata: dict[str, str] | None = None
+        self.content_type: str | None = None
         self.lookups = 0
         self.children: dict[str, Node] | None = {} if stat.S_ISDIR(mode) else None
         self.state: FileState | DirState | None = None
         self.unlinked = False
         self.own = False
-        self.target: str | None = None  # of a symlink, once it was read
+
+    @property
+    def etag(self) -> str | None:
+        """The ETag of the version it stands for."""
+        etag = self._etag
+        return etag_of(etag) if isinstance(etag, bytes) else etag
+
+    @etag.setter
+    def etag(self, etag: str | bytes | None) -> None:
+        self._etag = etag  # bytes: an entry's packed form, shared with the listing
+
+    @property
+    def rdev(self) -> int:
+        """Of a device: its number."""
+        return self._special if isinstance(self._special, int) else 0
+
+    @rdev.setter
+    def rdev(self, rdev: int) -> None:
+        if rdev:
+            self._special = rdev
+
+    @property
+    def target(self) -> str | None:
+        """Of a symlink: what it points to, once it was read."""
+        return self._special if isinstance(self._special, str) else None
+
+    @target.setter
+    def target(self, target: str) -> None:
+        self._special = target
 
     @property
     def is_dir(self) -> bool:
@@ -183,11 +215,13 @@ class NodeTable:
         self._salt = itertools.count(1)
 
     def prefix_of(self, node: Node) -> str:
-        """The key prefix of a directory: "" or ending in "/"."""
+        """The key prefix of a directory: "" or ending in "/". OSError ENOENT, ESTALE: it is not in the tree any more."""
         names: list[str] = []
         while node.parent is not None:
             names.append(node.name)
             node = node.parent
+        if node is not self.root:  # never take what hung below a directory that is gone for something below the root
+            raise error(errno.ENOENT if node.unlinked else errno.ESTALE)
         names.reverse()
         return self.prefix + "/".join(names) + "/" if names else self.prefix
 
@@ -195,7 +229,8 @@ class NodeTable:
         """The object key of a node (of a directory: that of its marker)."""
         if node.is_dir:
             return self.prefix_of(node)
-        assert node.parent is not None, "an unlinked file has no key"
+        if node.parent is None:
+            raise error(errno.ENOENT if node.unlinked else errno.ESTALE)
         return self.prefix_of(node.parent) + node.name
 
     def ino_for(self, parent: Node, name: str) -> int:

@@ -5,6 +5,7 @@ Nothing here is needed for a right answer; it only saves round trips. What is fe
 
 from __future__ import annotations
 
+import bisect
 import logging
 import time
 from collections import OrderedDict
@@ -111,10 +112,9 @@ class Walks:
             if parent is None or not parent.dir.entries:
                 return
             state = parent.dir
-            if state.order is None:
-                state.order = {name: index for index, name in enumerate(state.entries)}
-            index = state.order.get(node.name, -2)
-            if index < 0 or index == state.last_opened:
+            order = core.directories.names_in_order(parent)
+            index = bisect.bisect_left(order, node.name)
+            if index == len(order) or order[index] != node.name or index == state.last_opened:
                 return
             in_order = state.last_opened < index <= state.last_opened + 2
             state.opened_in_order = state.opened_in_order + 1 if in_order else 0
@@ -129,7 +129,7 @@ class Walks:
 
     def _siblings(self, parent: Node, index: int, count: int) -> list[tuple[Version, int]]:
         core, state = self.core, parent.dir
-        assert state.order is not None and parent.children is not None
+        assert parent.children is not None
         names = core.directories.names_in_order(parent)
         budget = min(SIBLING_BYTES, core.cache.budget // 4)
         wanted = []
