@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import logging
 import sys
+from typing import Any
 
 from sluicefs.config import Config
 from sluicefs.mount import serve
@@ -19,7 +20,7 @@ from tests.model.bucket import bucket_differences
 def main() -> int:
     mountpoint, local, *options = sys.argv[1:]
     values = dict(option.split("=", 1) for option in options)
-    fields = {name: ast.literal_eval(value) if value[:1].isdigit() else value for name, value in values.items()}
+    fields: dict[str, Any] = {name: ast.literal_eval(value) if value[:1].isdigit() else value for name, value in values.items()}
     config = Config(bucket="memory", mountpoint=mountpoint, **fields)
     logging.basicConfig(level=config.log_level.upper(), format="%(levelname)s %(name)s %(message)s")
     store = MemoryStore()

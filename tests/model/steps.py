@@ -35,7 +35,7 @@ def describe(status: os.stat_result) -> dict[str, Any]:
         found["size"] = status.st_size
     if kind in (stat.S_IFCHR, stat.S_IFBLK):
         found["rdev"] = status.st_rdev
-    if kind != stat.S_IFLNK:
+    if kind in (stat.S_IFREG, stat.S_IFDIR):  # a pipe's times are the kernel's own affair
         found["mtime_ns"] = status.st_mtime_ns
     return found
 
