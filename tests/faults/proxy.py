@@ -17,13 +17,9 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from tests.faults.rules import ActiveRule, Request, Rule
-
-if TYPE_CHECKING:
-    from typing import Self
 
 _CHUNK = 512 * 1024
 _MAX_HEAD = 256 * 1024
@@ -136,7 +132,7 @@ class FaultProxy:
             self._stop_listening()
         self._drop_all()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> FaultProxy:
         self.start()
         return self
 
