@@ -1,3 +1,0 @@
-from typing import Any
-
-def receive(fd: int, buffer: Any, start: int, seconds: float, step: int) -> int: ...
