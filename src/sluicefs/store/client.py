@@ -83,7 +83,7 @@ class Transport(Protocol):
         method: str,
         path: str,
         query: str,
-        headers: dict[str, str],
+        headers: Mapping[str, str],
         body: memoryview | None,
         keys: Keys,
         wait: float,
@@ -108,7 +108,7 @@ class LightTransport:
         method: str,
         path: str,
         query: str,
-        headers: dict[str, str],
+        headers: Mapping[str, str],
         body: memoryview | None,
         keys: Keys,
         wait: float,
@@ -216,29 +216,28 @@ class Client:
         budget = budget or Budget(self.timeout)
         path = f"{self._base}/{encode_path(key)}" if key else self._base
         text = encode_query(query) if query else ""
-        what = f"{verb} {key!r}"
         while True:
             keys: Keys | None = None
             retry_after = 0.0
             try:
                 keys = self._credentials.keys()
-                sent = dict(headers() if callable(headers) else headers or ())
+                sent = (headers() if callable(headers) else headers) or {}
                 answer = self._send(verb, method, path, text, sent, body, keys, budget, cancelled)
                 try:
                     if answer.status < 300:
                         return read(answer)
                     retry_after = _retry_after(answer.headers)
-                    error = _failure(what, answer)
+                    error = _failure(f"{verb} {key!r}", answer)
                 finally:
                     answer.close()
             except StoreError as raised:
                 error = raised
             except wire.MalformedError as raised:
-                error = UnreachableError(f"{what}: the answer is malformed: {raised}", code="Malformed")
+                error = UnreachableError(f"{verb} {key!r}: the answer is malformed: {raised}", code="Malformed")
             except Cancelled:
-                raise CancelledError(f"{what}: cancelled") from None
+                raise CancelledError(f"{verb} {key!r}: cancelled") from None
             except (OSError, ValueError) as raised:
-                error = self._broken(what, raised, budget)
+                error = self._broken(f"{verb} {key!r}", raised, budget)
             if error.code in wire.STALE_KEYS and keys is not None and budget.left > 0 and self._credentials.renew(keys):
                 log.warning("%s; trying again with renewed credentials", error.strerror)
                 budget.tries += 1
@@ -258,7 +257,7 @@ class Client:
         method: str,
         path: str,
         query: str,
-        headers: dict[str, str],
+        headers: Mapping[str, str],
         body: memoryview | None,
         keys: Keys,
         budget: Budget,

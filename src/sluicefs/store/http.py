@@ -7,20 +7,19 @@ GET costs one send and one receive.
 
 from __future__ import annotations
 
-import base64
+import queue
 import re
 import select
 import socket
 import ssl
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from sluicefs.store.api import Buffer
+from sluicefs.store.proxy import find_proxy, tunnel
 
 MAX_HEAD = 64 * 1024  # bytes of a status line and headers; S3 allows 8 KiB of metadata
 _STEP = 256 * 1024  # bytes between two progress calls
@@ -29,8 +28,9 @@ _IDLE = 50.0  # seconds after which an unused connection is not trusted any more
 _MAX_LINE = 1024  # bytes of a chunk-size line
 
 Receiver = Callable[[int, Buffer, int, float, int], int]
-"""`receive(fd, buffer, start, timeout, block)`: fills `buffer` from `start` until `block` more bytes are in, it is full, or
-the peer ended; returns the new position. Raises TimeoutError after `timeout` seconds without a byte, OSError otherwise."""
+"""`receive(fd, buffer, start, timeout, block)`: fills `buffer` from `start` until `block` more bytes are in, it is full, the
+peer ended, or nothing came for `timeout` seconds; returns the new position. `fd` is a plain socket that does not block. Raises
+TimeoutError when not one byte came in time, OSError when the connection broke before one did."""
 
 
 class HttpError(OSError):
@@ -48,12 +48,13 @@ class Cancelled(Exception):
 class Connection:
     """One connection and what was received beyond the last answer."""
 
-    __slots__ = ("broken", "buffer", "filled", "poll", "raw", "reused", "since", "sock", "timeout")
+    __slots__ = ("broken", "buffer", "filled", "poll", "raw", "receiver", "reused", "since", "sock", "timeout", "view")
 
     def __init__(self, sock: socket.socket, timeout: float) -> None:
         self.sock = sock
         self.raw = not isinstance(sock, ssl.SSLSocket)
         self.buffer = bytearray(MAX_HEAD)
+        self.view = memoryview(self.buffer)
         self.filled = 0
         self.poll = select.poll()
         self.poll.register(sock.fileno(), select.POLLIN | select.POLLPRI)
@@ -71,24 +72,31 @@ class Connection:
         return now - self.since < _IDLE and not self.poll.poll(0)
 
     def wait_timeout(self, seconds: float) -> None:
-        if seconds != self.timeout:
+        """About `seconds`: a setting that is near enough stays, as each change is a system call."""
+        if not seconds / 4 <= self.timeout <= seconds + 1:
             self.sock.settimeout(seconds)
             self.timeout = seconds
 
-    def receive(self, view: memoryview, end: float, cancelled: Callable[[], bool] | None) -> int:
-        """Some bytes into `view`, 0 at the end of the stream. `end`: monotonic time after which TimeoutError is raised."""
+    def receive(
+        self, view: memoryview, end: float, cancelled: Callable[[], bool] | None = None, *, receiver: Receiver | None = None
+    ) -> int:
+        """Some bytes into `view`, 0 at the end of the stream. `end`: monotonic time after which TimeoutError is raised.
+
+        With a `receiver`, all of `view` where nothing stalls.
+        """
         while True:
             left = end - time.monotonic()
             if left <= 0:
                 raise TimeoutError("no answer in time")
-            if cancelled is None:
-                self.wait_timeout(left)
-                return self.sock.recv_into(view)
-            if cancelled():
-                self.broken = True
-                raise Cancelled
-            self.wait_timeout(min(left, _SLICE))
+            if cancelled is not None:
+                if cancelled():
+                    self.broken = True
+                    raise Cancelled
+                left = min(left, _SLICE)
             try:
+                if receiver is not None:
+                    return receiver(self.sock.fileno(), view, 0, left, len(view))
+                self.wait_timeout(left)
                 return self.sock.recv_into(view)
             except TimeoutError:
                 continue
@@ -144,7 +152,7 @@ class Answer:
         goal = min(len(view), start + self._left)
         if connection.filled:
             take = min(connection.filled, goal - position)
-            view[position : position + take] = memoryview(connection.buffer)[:take]
+            view[position : position + take] = connection.view[:take]
             _shift(connection, take)
             position += take
         receiver = self._pool.receiver if connection.raw else None
@@ -152,10 +160,8 @@ class Answer:
         patience = time.monotonic() + self._timeout
         try:
             while position < goal:
-                if receiver is not None and cancelled is None:
-                    reached = receiver(connection.sock.fileno(), view[:goal], position, self._timeout, _STEP)
-                else:
-                    reached = position + connection.receive(view[position : min(goal, position + _STEP)], patience, cancelled)
+                piece = view[position : min(goal, position + _STEP)]
+                reached = position + connection.receive(piece, patience, cancelled, receiver=receiver)
                 if reached == position:
                     connection.broken = True
                     break
@@ -204,7 +210,7 @@ class Answer:
         connection = self._connection
         assert connection is not None
         if not connection.filled:
-            count = connection.receive(memoryview(connection.buffer), time.monotonic() + self._timeout, None)
+            count = connection.receive(memoryview(connection.buffer), time.monotonic() + self._timeout)
             connection.filled = count
         piece = bytes(connection.buffer[: connection.filled])
         connection.filled = 0
@@ -218,7 +224,7 @@ class Answer:
         _shift(connection, len(pieces))
         while len(pieces) < count:
             more = bytearray(min(count - len(pieces), _STEP))
-            got = connection.receive(memoryview(more), time.monotonic() + self._timeout, None)
+            got = connection.receive(memoryview(more), time.monotonic() + self._timeout)
             if not got:
                 connection.broken = True
                 raise HttpError("the answer broke off inside a chunk")
@@ -233,7 +239,7 @@ class Answer:
                 connection.broken = True
                 raise HttpError("the answer's chunks are malformed")
             free = memoryview(connection.buffer)[connection.filled :]
-            got = connection.receive(free, time.monotonic() + self._timeout, None)
+            got = connection.receive(free, time.monotonic() + self._timeout)
             if not got:
                 connection.broken = True
                 raise HttpError("the answer broke off between chunks")
@@ -268,13 +274,6 @@ def _shift(connection: Connection, count: int) -> None:
     connection.filled = left
 
 
-@dataclass(frozen=True, slots=True)
-class _Proxy:
-    host: str
-    port: int
-    authorization: str
-
-
 class Pool:
     """Connections to one origin: at most `size` at once; a caller that finds none free waits for at most `timeout` seconds.
 
@@ -301,7 +300,9 @@ class Pool:
         self._tls = ssl.create_default_context(cafile=ca_bundle) if self.secure else None
         self._idle: list[Connection] = []
         self._lock = threading.Lock()
-        self._free = threading.BoundedSemaphore(size)
+        self._free: queue.SimpleQueue[None] = queue.SimpleQueue()  # a semaphore in C; threading's is Python
+        for _ in range(size):
+            self._free.put(None)
         self._closed = False
 
     def exchange(
@@ -319,8 +320,10 @@ class Pool:
         `headers`: ready lines, each ended by CRLF. `wait`: seconds until the answer must begin [the pool's timeout]. Raises
         StaleConnectionError, TimeoutError, ssl.SSLError, socket.gaierror, OSError, Cancelled.
         """
-        if not self._free.acquire(timeout=self.timeout):
-            raise TimeoutError(f"all connections were busy for {self.timeout:g} s")
+        try:
+            self._free.get(timeout=self.timeout)
+        except queue.Empty:
+            raise TimeoutError(f"all connections were busy for {self.timeout:g} s") from None
         connection: Connection | None = None
         try:
             connection = self._take_idle() or self._connect()
@@ -335,7 +338,7 @@ class Pool:
         except BaseException:
             if connection is not None:
                 connection.close()
-            self._free.release()
+            self._free.put(None)
             raise
 
     def give_back(self, connection: Connection, *, reusable: bool) -> None:
@@ -347,7 +350,7 @@ class Pool:
                 self._idle.append(connection)
         else:
             connection.close()
-        self._free.release()
+        self._free.put(None)
 
     def close(self) -> None:
         """Drops the idle connections; busy ones are dropped as they come back."""
@@ -384,7 +387,7 @@ class Pool:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             if self._tls is not None:
                 if proxy is not None:
-                    _tunnel(sock, f"{self.host}:{self.port}", proxy.authorization, self.timeout)
+                    tunnel(sock, f"{self.host}:{self.port}", proxy.authorization, self.timeout)
                 sock = self._tls.wrap_socket(sock, server_hostname=self.host)
             sock.settimeout(self.timeout)
             return Connection(sock, self.timeout)
@@ -393,12 +396,12 @@ class Pool:
             raise
 
     def _send(self, connection: Connection, head: bytes, body: memoryview | None) -> None:
-        connection.wait_timeout(self.timeout)
         sock = connection.sock
         try:
             if not body:
-                sock.sendall(head)
+                sock.sendall(head)  # the socket's buffer takes it at once
                 return
+            connection.wait_timeout(self.timeout)
             if connection.raw:
                 sent = sock.sendmsg((head, body[:_STEP])) - len(head)
                 if sent < 0:
@@ -423,11 +426,11 @@ class Pool:
     def _read_head(
         self, connection: Connection, end: float, cancelled: Callable[[], bool] | None
     ) -> tuple[int, dict[str, str]]:
-        view = memoryview(connection.buffer)
+        view = connection.view
         while True:
             found = connection.buffer.find(b"\r\n\r\n", 0, connection.filled)
             if found >= 0:
-                status, fields = _parse_head(bytes(view[:found]))
+                status, fields = _parse_head(str(view[:found], "latin-1"))
                 _shift(connection, found + 4)
                 if status >= 200:
                     return status, fields
@@ -451,50 +454,15 @@ class Pool:
         return HttpError(why)
 
 
-def _parse_head(head: bytes) -> tuple[int, dict[str, str]]:
+def _parse_head(head: str) -> tuple[int, dict[str, str]]:
     """Status and headers; of a header that stands twice the last counts. Raises HttpError for what is not HTTP/1."""
-    lines = head.decode("latin-1").split("\r\n")
-    version, _, rest = lines[0].partition(" ")
+    first, *lines = head.split("\r\n")
+    version, _, rest = first.partition(" ")
     status = rest[:3]
     if not version.startswith("HTTP/1.") or len(status) != 3 or not status.isdigit():
-        raise HttpError(f"the answer is not HTTP: {lines[0][:60]!r}")
+        raise HttpError(f"the answer is not HTTP: {first[:60]!r}")
     fields: dict[str, str] = {}
-    for line in lines[1:]:
+    for line in lines:
         name, _, value = line.partition(":")
         fields[name.lower()] = value.strip()
     return int(status), fields
-
-
-def find_proxy(endpoint: str, proxies: Mapping[str, str] | None = None) -> _Proxy | None:
-    """The proxy the environment names for `endpoint`; `proxies` (scheme to URL) instead of the environment.
-
-    Raises HttpError for one that is not an HTTP proxy.
-    """
-    parts = urlsplit(endpoint)
-    known = urllib.request.getproxies() if proxies is None else proxies
-    url = known.get(parts.scheme) or known.get("all")
-    if not url or (proxies is None and urllib.request.proxy_bypass(f"{parts.hostname}:{parts.port or 0}")):
-        return None
-    named = urlsplit(url if "//" in url else f"//{url}")
-    if named.scheme not in ("", "http") or not named.hostname:
-        raise HttpError(f"the proxy for {parts.hostname} must be an http:// one, not {named.scheme}://")
-    authorization = ""
-    if named.username is not None:
-        pair = f"{unquote(named.username)}:{unquote(named.password or '')}".encode()
-        authorization = f"Proxy-Authorization: Basic {base64.b64encode(pair).decode()}\r\n"
-    return _Proxy(named.hostname, named.port or 80, authorization)
-
-
-def _tunnel(sock: socket.socket, target: str, authorization: str, timeout: float) -> None:
-    """CONNECT through an HTTP proxy."""
-    sock.settimeout(timeout)
-    sock.sendall(f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n{authorization}\r\n".encode("latin-1"))
-    head = b""
-    while not head.endswith(b"\r\n\r\n"):
-        byte = sock.recv(1)  # not one byte beyond the head: the next is the server's TLS
-        if not byte or len(head) > MAX_HEAD:
-            raise HttpError("the proxy closed the connection")
-        head += byte
-    status, _ = _parse_head(head[:-4])
-    if status != 200:
-        raise HttpError(f"the proxy refused the connection with status {status}")

@@ -23,7 +23,8 @@ from sluicefs.store.advice import advice
 from sluicefs.store.api import Counters
 from sluicefs.store.client import Client, Credentials, LightTransport, Reply, Transport
 from sluicefs.store.credentials import Explicit, find_credentials
-from sluicefs.store.http import Cancelled, HttpError, Pool, Receiver, find_proxy
+from sluicefs.store.http import Cancelled, HttpError, Pool, Receiver
+from sluicefs.store.proxy import ProxyError, find_proxy
 from sluicefs.store.sign import Keys
 from sluicefs.store.verbs import Verbs
 
@@ -139,7 +140,7 @@ class ChainCredentials:
 def _is_light(endpoint: str) -> bool:
     try:
         find_proxy(endpoint)
-    except HttpError:
+    except ProxyError:
         return False
     return True
 
@@ -177,7 +178,7 @@ class BotocoreTransport:
         method: str,
         path: str,
         query: str,
-        headers: dict[str, str],
+        headers: Mapping[str, str],
         body: memoryview | None,
         keys: Keys,
         wait: float,

@@ -46,7 +46,7 @@ class Signer:
         self.region = region
         self.service = service
         self._second: tuple[int, str] = (0, "")
-        self._key: tuple[tuple[str, str], bytes] = (("", ""), b"")
+        self._key: tuple[tuple[str, str], _Hmac] | None = None
 
     def timestamp(self, now: float | None = None) -> str:
         """`now` (seconds since the epoch) as `20261123T212500Z`."""
@@ -85,20 +85,36 @@ class Signer:
         day = stamp[:8]
         scope = f"{day}/{self.region}/{self.service}/aws4_request"
         text = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{hashlib.sha256(canonical.encode()).hexdigest()}"
-        signature = hmac.digest(self._signing_key(keys.secret_key, day), text.encode(), "sha256").hex()
+        signature = self._signing_key(keys.secret_key, day).hex_digest(text.encode())
         headers["authorization"] = (
             f"AWS4-HMAC-SHA256 Credential={keys.access_key}/{scope}, SignedHeaders={signed}, Signature={signature}"
         )
 
-    def _signing_key(self, secret: str, day: str) -> bytes:
+    def _signing_key(self, secret: str, day: str) -> _Hmac:
         cached = self._key
-        if cached[0] == (secret, day):
+        if cached is not None and cached[0] == (secret, day):
             return cached[1]
         key = hmac.digest(f"AWS4{secret}".encode(), day.encode(), "sha256")
         for part in (self.region, self.service, "aws4_request"):
             key = hmac.digest(key, part.encode(), "sha256")
-        self._key = ((secret, day), key)
-        return key
+        made = _Hmac(key)
+        self._key = ((secret, day), made)
+        return made
+
+
+class _Hmac:
+    """HMAC-SHA256 (RFC 2104) with a key of 32 bytes: both padded keys are hashed once, not with every message."""
+
+    def __init__(self, key: bytes) -> None:
+        padded = key.ljust(64, b"\0")
+        self._inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in padded))
+        self._outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in padded))
+
+    def hex_digest(self, message: bytes) -> str:
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(message)
+        outer.update(inner.digest())
+        return outer.hexdigest()
 
 
 def _trim(value: str) -> str:
