@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sluicefs.cache.folder import Folder
+from sluicefs.cache.folder import NEW_FILE, Folder
 from sluicefs.cache.segment import NEW, SEGMENT, Damaged, Segment, digest_of, name_of
 
 log = logging.getLogger(__name__)
@@ -106,39 +106,46 @@ class DiskCache:
         progress: Callable[[int], object],
     ) -> int:
         """`read_into`, for the part [start, stop) of the buffer, which lies in one segment; returns the bytes of it."""
-        done = 0
+        name = name_of(digest, index)
+        done = start
 
         def landed(count: int) -> None:
             nonlocal done
             done = count
-            progress(start + count)
+            progress(count)
 
-        name = name_of(digest, index)
-        try:
-            fd = os.open(f"{self._path}/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            return 0
-        except OSError as error:
-            self._switch_off(error)
-            return 0
-        try:
-            segment = Segment(fd, digest, index, size)
-            found = segment.load()
-            segment.read(offset + start, buffer[start:stop], landed)
-            if done and time.time() - found.st_mtime > USE_SECONDS:
-                os.utime(fd)
-        except Damaged as error:
-            with contextlib.suppress(OSError):
-                inode = os.fstat(fd)
-                if inode.st_nlink:  # else it was evicted meanwhile
-                    log.warning("cache file %s is damaged: %s; its bytes are fetched again", name, error)
-                    self.damaged += 1
-                    self._jobs.put(_Remove(name, inode.st_ino))
-        except OSError as error:
-            self._switch_off(error)
-        finally:
-            os.close(fd)
-        return done
+        for attempt in range(2):
+            try:
+                fd = os.open(f"{self._path}/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            except FileNotFoundError:
+                break
+            except OSError as error:
+                self._switch_off(error)
+                break
+            try:
+                segment = Segment(fd, digest, index, size)
+                found = segment.load()
+                segment.read(offset, buffer[:stop], done, landed)
+                if done > start and time.time() - found.st_mtime > USE_SECONDS:
+                    os.utime(fd)
+                break
+            except Damaged as error:
+                if attempt:  # the first time its checksums may have been read while they were being written
+                    self._report(name, fd, error)
+            except OSError as error:
+                self._switch_off(error)
+                break
+            finally:
+                os.close(fd)
+        return done - start
+
+    def _report(self, name: str, fd: int, error: Damaged) -> None:
+        with contextlib.suppress(OSError):
+            found = os.fstat(fd)
+            if found.st_nlink:  # else it was evicted meanwhile
+                log.warning("cache file %s is damaged: %s; its bytes are fetched again", name, error)
+                self.damaged += 1
+                self._jobs.put(_Remove(name, found.st_ino))
 
     # -- in -------------------------------------------------------------------------------------------------------------
 
@@ -251,37 +258,38 @@ class DiskCache:
         """
         name = name_of(job.digest, index)
         path = files.file(name)
-        counted, before = NEW, 0
+        counted, before, keep = NEW, 0, False
         files.add_used(counted)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        keep = False
+        try:
+            fd, new = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW), False
+        except FileNotFoundError:
+            fd, new = files.create(), True
         try:
             segment = Segment(fd, job.digest, index, job.size)
-            before = _disk(fd)
-            if os.fstat(fd).st_size == 0:
+            if new:
                 segment.create()
             else:
-                keep = True
-            try:
-                segment.load()
-                runs = segment.missing(start, stop)
-            except Damaged:
-                keep = False  # the next one who reads these bytes brings them back
-                return
+                before = _disk(fd)
+            segment.load()
+            runs = segment.missing(start, stop)
+            keep = not new
             if runs:
                 cost = segment.cost(runs)
                 room, evicted = files.make_room(cost, self.limit, name)
                 self.evictions += evicted
-                if not room:
-                    return
-                files.add_used(cost)
-                counted += cost
-                segment.write(job.offset, job.data, runs)
-                self.bytes_written += sum(run.piece * run.count for run in runs)
-                keep = True
+                if room:
+                    files.add_used(cost)
+                    counted += cost
+                    segment.write(job.offset, job.data, runs)
+                    self.bytes_written += sum(run.piece * run.count for run in runs)
+                    if new:
+                        files.publish(name)  # whoever reads sees all of it or nothing
+                        keep = True
+        except Damaged:
+            pass  # it goes; the next one who reads these bytes brings them back
         finally:
             if not keep:
-                os.unlink(path)
+                files.discard(NEW_FILE if new else name)
             files.add_used((_disk(fd) if keep else 0) - before - counted)
             os.close(fd)
 

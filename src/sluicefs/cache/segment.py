@@ -103,19 +103,17 @@ class Segment:
 
     # -- reading --------------------------------------------------------------------------------------------------------
 
-    def read(self, offset: int, buffer: memoryview, landed: Callable[[int], object]) -> int:
-        """Fill `buffer` with the bytes from `offset` on, as far as they are there; returns how many.
+    def read(self, offset: int, buffer: memoryview, done: int, landed: Callable[[int], object]) -> None:
+        """Fill `buffer`, which holds the bytes from `offset` on and `done` of them already, as far as they are there.
 
         `landed(n)`: the first n are in place and checked. Raises Damaged.
         """
-        done = 0
         while done < len(buffer):
             count = self._read_some(offset + done, buffer[done : done + _STEP])
             if not count:
                 break
             done += count
             landed(done)
-        return done
 
     def _read_some(self, offset: int, buffer: memoryview) -> int:
         grain = (offset - self.begin) // GRAIN
