@@ -22,6 +22,7 @@ _COMMANDS = {
     "status": "status",
     "top": "status",
     "run": "run",
+    "warm": "warm",
     "doctor": "doctor",
     "dev-server": "devserver",
 }
