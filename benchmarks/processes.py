@@ -35,6 +35,7 @@ def run_command(
     env: Mapping[str, str] | None = None,
     cwd: str | os.PathLike[str] | None = None,
     stdin: bytes = b"",
+    name: str = "",
 ) -> bytes:
     """Standard output of a command. Raises CommandError: not to be run, other status than 0, or over `timeout` seconds.
 
@@ -43,9 +44,7 @@ def run_command(
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, tempfile.TemporaryFile() as given:
         given.write(stdin)
         given.seek(0)
-        name = os.path.basename(command[0])
-        if name.startswith("python"):
-            name = " ".join(command[1:4])
+        name = name or os.path.basename(command[0])
         try:
             process = subprocess.Popen(command, stdin=given, stdout=out, stderr=err, env=env, cwd=cwd, start_new_session=True)
         except OSError as error:
@@ -161,8 +160,10 @@ class Meter:
 
 
 def drop_caches() -> None:
-    """Empties the page, dentry and inode caches of the machine. Needs root: without it cold is not cold, so it raises OSError."""
-    os.sync()
+    """Empties the page, dentry and inode caches of the machine. Needs root: without it cold is not cold, so it raises OSError.
+
+    Nothing is synced before: what is measured is not on a disk, and other people's dirty pages are not waited for.
+    """
     Path("/proc/sys/vm/drop_caches").write_text("3")
 
 

@@ -58,6 +58,8 @@ class Counts:
     def add(self, line: str) -> None:
         """One line of the log: method, target, status, bytes up, bytes down, copy source or "-"."""
         method, target, status, up, down, source = line.split(" ")[:6]
+        if method == "<BADREQ>" or target == "-":
+            return  # a connection that was closed without a request
         verb = classify(method, target, source != "-")
         self.requests[verb] = self.requests.get(verb, 0) + 1
         self.refused += int(status) >= 400 or int(status) < 0

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
-from benchmarks.contestants import Contestant, Fault, Mount, Place
+from benchmarks.contestants import Contestant, Fault, Mount, Place, search_path
 from benchmarks.data import Dataset, upload
 from benchmarks.processes import CommandError, Meter, Usage, drop_caches, module_command, run_command
 from benchmarks.proxy import Proxy
@@ -95,6 +95,7 @@ class Bench:
             stack.enter_context(_sigterm_raises())
             self._begin = time.monotonic()
             self._folder = Path(stack.enter_context(_work_folder(self._options.folder)))
+            stack.enter_context(_fusermount3(self._folder))
             self._server = stack.enter_context(DevServer("seaweedfs", in_memory=True))
             self._proxy = stack.enter_context(Proxy(self._server.endpoint, self._folder, _DELAY))
             self._keys = {"AWS_ACCESS_KEY_ID": self._server.access_key, "AWS_SECRET_ACCESS_KEY": self._server.secret_key}
@@ -249,7 +250,7 @@ class Bench:
     def _act(self, workload: Workload, part: str, scene: Scene) -> Outcome:
         given = json.dumps({"workload": workload.name, "part": part, "scene": scene.as_json()}).encode()
         environment = dict(os.environ) | self._keys | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
-        answer = run_command(module_command("actor"), timeout=workload.timeout, env=environment, stdin=given)
+        answer = run_command(module_command("actor"), timeout=workload.timeout, env=environment, stdin=given, name=part)
         return Outcome(**json.loads(answer))
 
     # --- places and buckets
@@ -309,6 +310,12 @@ class Bench:
     def _new_bucket(self, name: str, dataset: Dataset | None) -> _Bucket:
         self._server.create_bucket(name)
         bucket = self._buckets[dataset.name if dataset else name] = _Bucket(name, dataset)
+        store = self._store(name)
+        try:  # the first object makes SeaweedFS set up the bucket's volumes, which takes it a second
+            store.put("first", bytearray(1))
+            store.delete("first")
+        finally:
+            store.close()
         return bucket
 
     def _drop(self, bucket: _Bucket) -> None:
@@ -363,6 +370,21 @@ def _clear_mounts(folder: str) -> None:
         if where.startswith(folder + "/"):
             with contextlib.suppress(CommandError):
                 run_command(["umount", "-l", where], timeout=20)
+
+
+@contextlib.contextmanager
+def _fusermount3(folder: Path) -> Iterator[None]:
+    """libfuse 2's fusermount under the name that rclone asks for, where only that one is installed: they speak the same."""
+    found = shutil.which("fusermount", path=search_path())
+    before = os.environ.get("PATH", "")
+    if found and shutil.which("fusermount3", path=search_path()) is None:
+        (folder / "bin").mkdir()
+        (folder / "bin" / "fusermount3").symlink_to(found)
+        os.environ["PATH"] = f"{before}:{folder / 'bin'}"
+    try:
+        yield
+    finally:
+        os.environ["PATH"] = before
 
 
 @contextlib.contextmanager

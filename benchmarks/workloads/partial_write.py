@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 
 from benchmarks.data import Dataset, File, MiB, content, digest
@@ -11,6 +12,7 @@ from sluicefs.store.s3 import S3Store
 
 _EDIT = 4096
 _STEP = 16 * MiB
+_PATIENCE = 60.0  # seconds for the change to reach the bucket
 _TWO_PARTS = 2 * 16 * MiB + 64 * 1024  # bytes up, with what requests and headers take
 
 
@@ -41,7 +43,8 @@ def _change(scene: Scene, append: bool) -> Outcome:
     key = scene.dataset[0].key
     edit = _edit(scene)
     store = scene.open()
-    size = store.head(key).size if scene.plain else (scene.path / key).stat().st_size
+    size = (scene.path / key).stat().st_size
+    before = store.head(key).etag if scene.plain else ""
     at = size if append else size // 3 // 4096 * 4096 + 4096 * (scene.serial % 16)
     expected = digest(_stored(store, key, size, edit, at)) if scene.verify and scene.plain else ""
 
@@ -51,14 +54,17 @@ def _change(scene: Scene, append: bool) -> Outcome:
         written = os.write(descriptor, edit) if append else os.pwrite(descriptor, edit, at)
     finally:
         os.close(descriptor)
+    while scene.plain and store.head(key).etag == before and watch.seconds < _PATIENCE:
+        time.sleep(0.01)
     seconds = watch.seconds
 
     wrong = [] if written == _EDIT else ["a short write"]
     after = size + (_EDIT if append else 0)
     if scene.plain:
-        if store.head(key).size != after:
-            wrong.append(f"{key}: {store.head(key).size} bytes stored, {after} expected")
-        elif expected and digest(_stored(store, key, after)) != expected:
+        stored = store.head(key)
+        if stored.etag == before or stored.size != after:
+            return Outcome(seconds, 1, _EDIT, [f"{key}: not stored {seconds:.0f} s after the close"])
+        if expected and digest(_stored(store, key, after)) != expected:
             wrong.append(f"{key}: wrong bytes stored")
         buffer = bytearray(_EDIT)
         store.get_into(key, at, buffer)
