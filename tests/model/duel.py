@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from tests.model.generate import Generator, Limits
 from tests.model.steps import Outcome, Player, Step, agree, short
 
+COMPARE: Step = ["compare"]  # a step that compares the whole trees
 Found = tuple[str, str] | None  # (kind, what): kind in few words, so that shrinking stays with one kind
 _numbers = itertools.count()
 
@@ -46,8 +47,8 @@ class Duel:
         generator = Generator(seed, players[0], limits)
         script: list[Step] = []
         for number in range(1, steps + 1):
-            script.append(generator.step())
-            found = self._play_one(players, script[-1]) or (self._compare(players) if number % check_every == 0 else None)
+            script.append(generator.step() if number % check_every else COMPARE)
+            found = self._play_one(players, script[-1])
             if found:
                 break
         else:
@@ -56,7 +57,7 @@ class Duel:
         return self.shrink(Difference(script, *found)) if found else None
 
     def replay(self, script: list[Step]) -> Difference | None:
-        """Play this script, comparing the trees at its end only."""
+        """Play this script and compare the trees at its end."""
         players = self._players()
         try:
             for number, step in enumerate(script):
@@ -98,6 +99,8 @@ class Duel:
         if self._journal is not None:
             with open(self._journal, "a", encoding="utf-8") as file:
                 file.write(json.dumps(step, ensure_ascii=False) + "\n")
+        if step == COMPARE:
+            return self._compare(players)
         left, right = (player.play(step) for player in players)
         if agree(left, right, now_ns=time.time_ns()):
             return None

@@ -53,10 +53,14 @@ WEIGHTS = {
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What may appear. `sizes` are extra offsets and lengths in bytes (a part's size, say), drawn now and then."""
+    """What may appear. `sizes` are extra offsets and lengths in bytes (a part's size, say), drawn now and then.
+
+    `wait`: seconds of a pause now and then, for what is trusted for a time only; 0: none.
+    """
 
     slots: int = 4
     sizes: tuple[int, ...] = ()
+    wait: float = 0.0
     without: frozenset[str] = frozenset()
 
 
@@ -69,6 +73,8 @@ class Generator:
         self._root = player.root
         self._limits = limits or Limits()
         verbs = {verb: weight for verb, weight in WEIGHTS.items() if verb not in self._limits.without}
+        if self._limits.wait:
+            verbs["wait"] = 5
         self._verbs, self._weights = list(verbs), list(verbs.values())
         self._writes = 0
 
@@ -80,6 +86,8 @@ class Generator:
             flags = ["O_RDONLY"] if draw.random() < 0.25 else draw.choice(WRITE_FLAGS)
             path = self._path(existing=0.4 if "O_CREAT" in flags else 0.95, prefer="file")
             return ["open", slot, path, flags, draw.choice((0o644, 0o600, 0o755))]
+        if verb == "wait":
+            return [verb, self._limits.wait]
         if verb in ("close", "fsync", "fstat"):
             return [verb, slot]
         if verb == "pread":

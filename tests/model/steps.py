@@ -11,6 +11,7 @@ import mmap
 import os
 import random
 import stat
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -70,6 +71,9 @@ class Player:
 
     def _path(self, path: str) -> str:
         return os.path.join(self.root, path)
+
+    def do_wait(self, seconds: float) -> None:
+        time.sleep(seconds)
 
     def do_open(self, slot: int, path: str, flags: list[str], mode: int = 0o644) -> Outcome | None:
         if slot in self._slots:
