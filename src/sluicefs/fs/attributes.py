@@ -18,6 +18,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import quote, unquote_to_bytes
 
+from sluicefs.store.api import ObjectInfo
+
 Xattrs = dict[bytes, bytes]
 
 R2_METADATA_LIMIT = 8192  # bytes of names and values together
@@ -33,7 +35,7 @@ MIN_TIME_NS = -(2**63)
 _SECOND = 1_000_000_000
 _MAX_ID = 2**32 - 2  # 2**32 - 1 is "no such user" to the kernel
 _MAX_TARGET = 4095  # PATH_MAX less its NUL
-_SPECIAL_BITS = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX
+_PRIVILEGES = stat.S_ISUID | stat.S_ISGID  # of a file; setgid on a directory and the sticky bit give nobody a privilege
 _DEVICES = (stat.S_IFCHR, stat.S_IFBLK)
 _TYPES = frozenset((stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, *_DEVICES))
 _CAPABILITY = b"security.capability"  # as good as a setuid bit
@@ -101,15 +103,15 @@ def decode(
 ) -> tuple[Attributes, Xattrs]:
     """The attributes of an object; whatever is absent or makes no sense comes from `defaults` and `modified` (seconds).
 
-    `key_is_dir`: the key is a prefix or ends in "/". `allow_special` honours setuid, setgid, sticky and file capabilities.
+    `key_is_dir`: the key is a prefix or ends in "/". `allow_special` honours setuid and setgid of files and file capabilities.
     An empty object whose mode or content type says directory is one, whatever its key (`dir` and `dir/` are both in use).
     """
     found = metadata or {}
     mode, from_bucket = _decode_mode(found, key_is_dir, size, content_type)
     if not from_bucket:
         mode |= defaults.dir_mode if stat.S_ISDIR(mode) else defaults.file_mode
-    elif not allow_special:
-        mode &= ~_SPECIAL_BITS
+    elif not allow_special and not stat.S_ISDIR(mode):
+        mode &= ~_PRIVILEGES
     modified_ns = _seconds_to_ns(modified)
     mtime = _first_time(found, "mtime", modified_ns)
     attributes = Attributes(
@@ -147,6 +149,28 @@ def merge(
     if needed > limit:
         raise OSError(errno.ENOSPC, f"the attributes need {needed} bytes of object metadata, the store allows {limit}")
     return merged
+
+
+def says_directory(info: ObjectInfo) -> bool:
+    """Whether an object is a directory by its own word, whatever its key."""
+    kind, _ = _decode_mode(info.metadata or {}, info.key.endswith("/"), info.size, info.content_type)
+    return stat.S_ISDIR(kind)
+
+
+def decode_xattrs(metadata: Mapping[str, str] | None) -> Xattrs:
+    """The extended attributes in an object's metadata."""
+    return _decode_xattrs((metadata or {}).get("xattr"))
+
+
+def encode_xattrs(xattrs: Mapping[bytes, bytes]) -> str:
+    """The value of the metadata `xattr`: URL-encoded JSON of base64."""
+    return _encode_xattrs(xattrs)
+
+
+def foreign_type(found: str | None, name: str) -> str | None:
+    """The Content-Type to keep: None where there is none, or the one that belongs to the name anyway."""
+    nobody_said = not found or found == "binary/octet-stream"
+    return None if nobody_said or found == content_type(name) else found
 
 
 # Written out, not read from the machine's mime.types: the same name gives the same type everywhere.

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sluicefs.errors import StoreError
-from sluicefs.fs import attributes
 from sluicefs.fs.draft import Draft
 from sluicefs.fs.nodes import Node
 
@@ -270,8 +269,7 @@ class Committer:
 
     def metadata_of(self, node: Node) -> tuple[dict[str, str], str]:
         """(object metadata, Content-Type) of a file as it is now."""
-        ours = attributes.encode(node)  # type: ignore[arg-type]
-        return attributes.merge(node.metadata, ours, content_changed=True), attributes.content_type(node.name)
+        return self.core.stored.metadata_of(node, content_changed=True)
 
     def _keep_conflict(self, node: Node, draft: Draft, error: OSError) -> None:
         """Someone else changed the object this change is based on: keep ours beside it."""

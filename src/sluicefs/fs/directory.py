@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import stat
 import time
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from sluicefs.fs import attributes
 from sluicefs.fs.entries import Entry, etag_of
 from sluicefs.fs.names import Listing, valid_name
 from sluicefs.fs.nodes import DirState, FileState, Node, Version
+from sluicefs.fs.stored import NEAR
 from sluicefs.store.api import ObjectInfo
 
 if TYPE_CHECKING:
@@ -70,7 +72,7 @@ class Directories:
                     state.big_until = started + BIG
                     return False
                 listing = found
-            core.stored.hide(node, listing)
+            core.stored.find_marker(listing)
             core.stored.complete(node, listing)
             self._report_left_out(listing)
             with core.lock:
@@ -127,7 +129,7 @@ class Directories:
                     core.table.detach(child)
             elif entry.is_dir:
                 if entry.info is not None and entry.info.metadata is not None:
-                    self._take_attributes(child, entry.info)
+                    self.take_attributes(child, entry.info)
             elif entry.info is not None:
                 self._confirm(child, entry.info, started)
         state.entries = entries
@@ -145,7 +147,11 @@ class Directories:
         if child.etag == info.etag or child.draft is not None:
             child.checked = max(child.checked, at)
             if info.metadata is not None and not child.busy:
-                self._take_attributes(child, info)
+                kind = stat.S_IFMT(child.mode)
+                self.take_attributes(child, info)
+                if stat.S_IFMT(child.mode) != kind:  # its own metadata says what a listing could not
+                    self.core.table.detach(child)
+                    return False
             return True
         if child.checked > at:
             return True
@@ -209,6 +215,8 @@ class Directories:
                 if child is None:
                     raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
                 return child
+            if info is not None and not is_dir and attributes.says_directory(info):
+                is_dir = True
             if info is None and not is_dir:
                 if child is not None:
                     if child.busy:
@@ -236,14 +244,15 @@ class Directories:
         info = entry.info
         if info is None:
             info = ObjectInfo(entry.name + "/", 0, "", core.started)
-        self._take_attributes(node, info)
+        self.take_attributes(node, info)
         if not entry.is_dir:
             packed = parent.dir.entries.packed(entry.name) if entry.info is info else None
             node.etag = packed if packed is not None and etag_of(packed) == info.etag else info.etag
             node.size = info.size
         return node
 
-    def _take_attributes(self, node: Node, info: ObjectInfo) -> None:
+    def take_attributes(self, node: Node, info: ObjectInfo) -> None:
+        """Let a node have the attributes of an object. Under `Core.lock`."""
         if info.metadata is None and info.content_type is None:  # from a listing, the common case: nothing to decode
             defaults = self.core.defaults
             node.mode = (0o040000 | defaults.dir_mode) if node.is_dir else (0o100000 | defaults.file_mode)
@@ -265,7 +274,8 @@ class Directories:
         if info.metadata is not None:
             node.complete = True
             node.metadata = dict(info.metadata) or None
-            node.own = node.mtime_ns // 10**9 != int(info.modified) and "mtime" in info.metadata
+            node.content_type = None if node.is_dir else attributes.foreign_type(info.content_type, node.name)
+            node.own = "mtime" in info.metadata and abs(node.mtime_ns - int(info.modified * 1e9)) > NEAR
 
     def refresh(self, node: Node) -> None:
         """Ask the bucket for a file again if its TTL is over. OSError ESTALE if it is gone or another version is there now."""
@@ -320,10 +330,16 @@ class Directories:
         else:
             state.entries[name] = entry
 
+    def note_directory(self, node: Node) -> None:
+        """Put a directory of this mount into its parent's listing. Under `Core.lock`."""
+        assert node.parent is not None
+        self.note(node.parent, node.name, Entry(node.name, True, None))
+
     def note_file(self, node: Node) -> None:
         """Put a file of this mount into its parent's listing as it is now. Under `Core.lock`."""
         assert node.parent is not None
         info = None
         if node.etag is not None:
-            info = ObjectInfo(self.core.table.key_of(node), node.size, node.etag, time.time(), node.metadata)
+            key = self.core.table.key_of(node)
+            info = ObjectInfo(key, node.size, node.etag, time.time(), node.metadata, node.content_type)
         self.note(node.parent, node.name, Entry(node.name, False, info))

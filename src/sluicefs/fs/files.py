@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from sluicefs.engine import Reader
 from sluicefs.errors import CancelledError, ConditionFailedError, NotFoundError
-from sluicefs.fs import attributes
 from sluicefs.fs.draft import Draft
 from sluicefs.fs.fetching import INLINE
 from sluicefs.fs.nodes import FileState, Node, Version
@@ -292,11 +291,8 @@ class Files:
             parent = node.parent
         if core.stored.differs(node):
             core.stored.announce(parent)
-        ours = attributes.encode(node)  # type: ignore[arg-type]
-        metadata = attributes.merge(node.metadata, ours)
-        new_etag = core.store.copy(
-            key, key, metadata=metadata, content_type=attributes.content_type(node.name), if_source_match=etag
-        )
+        metadata, content_type = core.stored.metadata_of(node)
+        new_etag = core.store.copy(key, key, metadata=metadata, content_type=content_type, if_source_match=etag)
         with core.lock:
             node.metadata, node.complete = metadata, True
             self.rebase(node, key, new_etag)
@@ -304,15 +300,12 @@ class Files:
     def rebase(self, node: Node, key: str, etag: str) -> None:
         """The same bytes are now under another key or ETag (a server-side copy): what is cached stays good."""
         core, state = self.core, node.file
-        old = state.version
+        version = state.version
         node.etag = etag
         node.checked = time.monotonic()
-        if old is not None:
-            new = Version(key, etag, node.size, old.blocks)
-            core.fetcher.adopt(key, new)
-            state.version = new
-            if state.draft is not None and state.draft.base is old:
-                state.draft.base = new
+        if version is not None:  # in place: the draft on top of it, open handles and queued fetches all hold this one
+            version.etag = etag
+            core.fetcher.adopt(key, version)
         if node.parent is not None:
             core.directories.note_file(node)
 

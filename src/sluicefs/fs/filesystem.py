@@ -15,10 +15,14 @@ from dataclasses import dataclass
 from sluicefs.config import Config
 from sluicefs.fs.core import Core
 from sluicefs.fs.files import Files, Handle
-from sluicefs.fs.names import decode_name
-from sluicefs.fs.namespace import Caller, Namespace, error
+from sluicefs.fs.names import RESERVED, decode_name, error
+from sluicefs.fs.namespace import Caller, Namespace
 from sluicefs.fs.nodes import Node
+from sluicefs.fs.xattrs import ExtendedAttributes
 from sluicefs.store.api import Store
+
+# mtime set to a time this far from now (nanoseconds) was chosen by somebody, and a listing would not show it.
+BY_HAND = 100_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +37,41 @@ class SetAttr:
     mtime_ns: int | None = None
 
 
-@dataclass(slots=True)
 class DirHandle:
-    """One open directory: the names as they were when reading began. (name, inode number, st_mode type) each."""
+    """One open directory: the names as they were when reading began. A name takes 8 bytes here, the rest is made on demand."""
 
-    node: Node
-    entries: list[tuple[str, int, int]] | None = None
+    def __init__(self, fs: FileSystem, node: Node):
+        self.node = node
+        self._fs = fs
+        self._names: list[str] | None = None
+
+    def begin(self) -> None:
+        """Take the names as they are now."""
+        node = self.node
+        if not node.unlinked:
+            self._fs.core.directories.load(node)
+        with self._fs.core.lock:
+            self._names = [".", "..", *node.dir.entries] if not node.unlinked else [".", ".."]
+
+    @property
+    def begun(self) -> bool:
+        return self._names is not None
+
+    def __len__(self) -> int:
+        return len(self._names or ())
+
+    def __getitem__(self, index: int) -> tuple[str, int, int]:
+        """(name, inode number, st_mode type) of one entry. IndexError at the end."""
+        name = (self._names or [])[index]
+        node = self.node
+        if index < 2:
+            return name, (node if index == 0 else node.parent or node).ino, stat.S_IFDIR
+        child = (node.children or {}).get(name)
+        if child is not None:
+            return name, child.ino, stat.S_IFMT(child.mode)
+        entry = node.dir.entries
+        is_dir = name in entry and entry.is_dir(name)
+        return name, self._fs.core.table.ino_for(node, name), stat.S_IFDIR if is_dir else stat.S_IFREG
 
 
 class FileSystem:
@@ -48,6 +81,7 @@ class FileSystem:
         self.core = Core(config, store, staging)
         self.files = Files(self.core)
         self.names = Namespace(self.core, self.files)
+        self.xattrs = ExtendedAttributes(self.core, self.files, self.names)
         self._handles: dict[int, Handle] = {}
         self._directories: dict[int, DirHandle] = {}
         self._next = itertools.count(1)
@@ -89,15 +123,20 @@ class FileSystem:
     def getattr(self, ino: int) -> Node:
         """The node with attributes at most `--attr-ttl` old."""
         node = self.node(ino)
-        if not node.is_dir and not node.busy and node.parent is not None:
+        if node is self.core.table.root:
+            if not node.complete and self.core.config.attrs != "listing":
+                self.core.stored.learn(node)
+        elif not node.is_dir and not node.busy and node.parent is not None:
             self.core.directories.refresh(node)
         return node
 
     def setattr(self, ino: int, change: SetAttr) -> Node:
-        """Change attributes; the size goes to the bucket before this returns unless the file is open for writing."""
+        """Change attributes; the size goes to the bucket before this returns unless the file is open for writing.
+
+        ENOSPC: the store has no room for so much metadata; nothing is changed then.
+        """
         node = self.node(ino)
-        if self.core.config.read_only:
-            raise error(errno.EROFS)
+        self._require_writable()
         if change.size is not None:
             if node.is_dir:
                 raise error(errno.EISDIR)
@@ -107,25 +146,58 @@ class FileSystem:
         others = (change.mode, change.uid, change.gid, change.atime_ns, change.mtime_ns)
         if all(value is None for value in others):
             return node
+        self.core.stored.learn(node)
+        before = (node.mode, node.uid, node.gid, node.atime_ns, node.mtime_ns, node.ctime_ns, node.own)
         with self.core.lock:
-            if change.mode is not None:
-                node.mode = stat.S_IFMT(node.mode) | stat.S_IMODE(change.mode)
-            if change.uid is not None:
-                node.uid = change.uid
-            if change.gid is not None:
-                node.gid = change.gid
-            if change.atime_ns is not None:
-                node.atime_ns = change.atime_ns
-            if change.mtime_ns is not None:
-                node.mtime_ns = change.mtime_ns
-            node.ctime_ns = now = time.time_ns()
-            if change.mtime_ns is not None and abs(now - change.mtime_ns) > 2_000_000_000:
-                node.own = True
-        if node.is_dir:
-            self.names.store_directory_attributes(node)
-        else:
-            self.files.attributes_changed(node)
+            self._apply(node, change)
+        try:
+            if node.is_dir:
+                self.names.store_directory_attributes(node)
+            else:
+                self.core.stored.metadata_of(node)
+                self.files.attributes_changed(node)
+        except OSError:
+            with self.core.lock:
+                node.mode, node.uid, node.gid, node.atime_ns, node.mtime_ns, node.ctime_ns, node.own = before
+            raise
         return node
+
+    def _apply(self, node: Node, change: SetAttr) -> None:
+        node.ctime_ns = now = time.time_ns()
+        if change.mode is not None:
+            node.mode = stat.S_IFMT(node.mode) | stat.S_IMODE(change.mode)
+        if change.uid is not None:
+            node.uid = change.uid
+        if change.gid is not None:
+            node.gid = change.gid
+        if change.atime_ns is not None:
+            node.atime_ns = change.atime_ns
+        if change.mtime_ns is not None:
+            node.mtime_ns = change.mtime_ns
+            node.own = node.own or abs(now - change.mtime_ns) > BY_HAND
+
+    def _require_writable(self) -> None:
+        if self.core.config.read_only:
+            raise error(errno.EROFS)
+
+    # -- extended attributes ----------------------------------------------------------------------------------------------
+
+    def getxattr(self, ino: int, name: bytes) -> bytes:
+        """Raises ENODATA."""
+        return self.xattrs.get(self.node(ino), name)
+
+    def setxattr(self, ino: int, name: bytes, value: bytes) -> None:
+        """Raises E2BIG, ENOSPC, EOPNOTSUPP, EPERM."""
+        self._require_writable()
+        self.xattrs.set(self.node(ino), name, value)
+
+    def listxattr(self, ino: int) -> list[bytes]:
+        return self.xattrs.names(self.node(ino))
+
+    def removexattr(self, ino: int, name: bytes) -> None:
+        """Raises ENODATA."""
+        self._require_writable()
+        self.xattrs.set(self.node(ino), name, None)
 
     # -- files ------------------------------------------------------------------------------------------------------------
 
@@ -154,7 +226,11 @@ class FileSystem:
             if flags & os.O_EXCL:
                 raise
             node = self.lookup(parent_ino, name)
-            return self._new_handle(self.files.open(node, flags)), node
+            try:
+                return self._new_handle(self.files.open(node, flags)), node
+            except BaseException:
+                self.forget([(node.ino, 1)])  # the kernel will not know of it
+                raise
         return self._new_handle(self.files.attach(node, True)), node
 
     def read(self, number: int, offset: int, length: int, *, tried: bool = False) -> memoryview | bytes | bytearray:
@@ -182,30 +258,15 @@ class FileSystem:
         if not node.is_dir:
             raise error(errno.ENOTDIR)
         number = next(self._next)
-        self._directories[number] = DirHandle(node)
+        self._directories[number] = DirHandle(self, node)
         return number
 
-    def entries(self, number: int, *, again: bool = False) -> list[tuple[str, int, int]]:
-        """The names of an open directory, "." and ".." first: (name, inode number, st_mode type)."""
+    def entries(self, number: int, *, again: bool = False) -> DirHandle:
+        """The names of an open directory, "." and ".." first: (name, inode number, st_mode type) by index."""
         handle = self._directories[number]
-        if handle.entries is None or again:
-            self.core.directories.load(handle.node)
-            handle.entries = self._snapshot(handle.node)
-        return handle.entries
-
-    def _snapshot(self, node: Node) -> list[tuple[str, int, int]]:
-        table = self.core.table
-        with self.core.lock:
-            parent = node.parent or node
-            found = [(".", node.ino, stat.S_IFDIR), ("..", parent.ino, stat.S_IFDIR)]
-            children = node.children or {}
-            for name, entry in node.dir.entries.items():
-                child = children.get(name)
-                if child is not None:
-                    found.append((name, child.ino, stat.S_IFMT(child.mode)))
-                else:
-                    found.append((name, table.ino_for(node, name), stat.S_IFDIR if entry.is_dir else stat.S_IFREG))
-            return found
+        if again or not handle.begun:
+            handle.begin()
+        return handle
 
     def releasedir(self, number: int) -> None:
         self._directories.pop(number, None)
@@ -253,6 +314,9 @@ class FileSystem:
 def _name_to_find(name: bytes) -> str:
     """A name to look for: one that cannot exist is simply not there."""
     try:
-        return name.decode("utf-8")
+        text = name.decode("utf-8")
+        if text.startswith(RESERVED):
+            raise error(errno.ENOENT)
+        return text
     except UnicodeDecodeError:
         raise error(errno.ENOENT) from None

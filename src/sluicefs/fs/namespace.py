@@ -6,20 +6,20 @@ The kernel holds the parents' locks during each of these, so within one mount no
 from __future__ import annotations
 
 import errno
+import functools
 import logging
-import os
 import stat
 import time
 import uuid
-from contextlib import ExitStack
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sluicefs.errors import StoreError
-from sluicefs.fs import attributes
-from sluicefs.fs.names import Entry, join_key
+from sluicefs.fs.entries import Entry
+from sluicefs.fs.names import RESERVED, error, join_key
 from sluicefs.fs.nodes import FileState, Node
-from sluicefs.fs.stored import FLAG
+from sluicefs.fs.rename import Gate, Renames, copy_object
 from sluicefs.store.api import ObjectInfo
 
 if TYPE_CHECKING:
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-COPY_LIMIT = 5 * 1024**3  # CopyObject; larger objects are copied part by part
-COPY_PART = 512 * 1024**2
+F = TypeVar("F", bound=Callable[..., Any])
+
 # An open file of up to this size is read in before its object is deleted; a larger one is copied aside by the server.
 KEEP_OPEN = 64 * 1024**2
-ORPHANS = ".sluicefs-orphans/"
+ORPHANS = RESERVED + "orphans/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +43,15 @@ class Caller:
     gid: int
 
 
-def error(number: int, detail: str = "") -> OSError:
-    return OSError(number, detail or os.strerror(number))
+def _passing(verb: F) -> F:
+    """A verb that changes names waits while a directory's rename takes its last step."""
+
+    @functools.wraps(verb)
+    def through(self: Namespace, *args: Any, **kwargs: Any) -> Any:
+        with self.gate.shared():
+            return verb(self, *args, **kwargs)
+
+    return through  # type: ignore[return-value]
 
 
 class Namespace:
@@ -54,6 +61,12 @@ class Namespace:
         self.core = core
         self.files = files
         self.directories = core.directories
+        self.gate = Gate()
+        self._renames = Renames(core, files, self)
+
+    def _writable(self) -> None:
+        if self.core.config.read_only:
+            raise error(errno.EROFS)
 
     # -- making -----------------------------------------------------------------------------------------------------------
 
@@ -68,11 +81,8 @@ class Namespace:
 
     def _make(self, parent: Node, name: str, mode: int, caller: Caller, rdev: int = 0) -> Node:
         core = self.core
-        if core.config.read_only:
-            raise error(errno.EROFS)
+        self._writable()
         with core.lock:
-            if parent.ino not in core.table.by_ino:
-                raise error(errno.ENOENT)
             join_key(core.table.prefix_of(parent), name, directory=stat.S_ISDIR(mode))
         if self.find(parent, name) is not None:
             raise error(errno.EEXIST)
@@ -88,7 +98,7 @@ class Namespace:
             node.complete = True
             node.lookups += 1  # held while the bucket is asked; the caller takes it over
             self.directories.note(parent, name, Entry(name, node.is_dir, None))
-            self._touch(parent)
+            self.touch(parent)
             return node
 
     def _unmake(self, node: Node) -> None:
@@ -100,12 +110,14 @@ class Namespace:
                 self.directories.note(node.parent, node.name, None)
             self.core.table.detach(node)
 
+    @_passing
     def create(self, parent: Node, name: str, mode: int, caller: Caller) -> Node:
         """A new regular file, sent when it is closed. Raises EEXIST. The node's lookup count is raised."""
         node = self._make(parent, name, stat.S_IFREG | stat.S_IMODE(mode), caller)
         self.files.begin_new(node)
         return node
 
+    @_passing
     def mkdir(self, parent: Node, name: str, mode: int, caller: Caller) -> Node:
         """A directory, with its `name/` marker in the bucket. The node's lookup count is raised."""
         node = self._make(parent, name, stat.S_IFDIR | stat.S_IMODE(mode), caller)
@@ -120,20 +132,19 @@ class Namespace:
     def _put_marker(self, node: Node) -> None:
         core = self.core
         key = core.stored.marker_key(node)
+        metadata, content_type = core.stored.metadata_of(node)
         if node.parent is not None and core.stored.differs(node):
             core.stored.announce(node.parent)
-        ours = attributes.encode(node)  # type: ignore[arg-type]
-        if node.dir.stores_attributes:
-            ours[FLAG] = "1"
-        metadata = attributes.merge(node.metadata, ours)
-        etag = core.store.put(key, bytearray(), metadata=metadata, content_type=attributes.DIRECTORY_TYPE)
+        etag = core.store.put(key, bytearray(), metadata=metadata, content_type=content_type)
         node.dir.marker = ObjectInfo(key, 0, etag, time.time())
         node.metadata = metadata
 
     def store_directory_attributes(self, node: Node) -> None:
         """mode, owner or times of a directory were set: its marker carries them."""
-        self._put_marker(node)
+        if not node.unlinked:
+            self._put_marker(node)
 
+    @_passing
     def symlink(self, parent: Node, name: str, target: str, caller: Caller) -> Node:
         """A symbolic link: an object whose body is the target. The node's lookup count is raised."""
         node = self._make(parent, name, stat.S_IFLNK | 0o777, caller)
@@ -141,6 +152,7 @@ class Namespace:
         node.target = target
         return node
 
+    @_passing
     def mknod(self, parent: Node, name: str, mode: int, rdev: int, caller: Caller) -> Node:
         """A FIFO, socket, device or empty regular file, in the bucket at once. The node's lookup count is raised."""
         node = self._make(parent, name, mode, caller, rdev)
@@ -163,31 +175,32 @@ class Namespace:
             self.directories.note_file(node)
 
     def readlink(self, node: Node) -> str:
+        """What a symbolic link points to. EINVAL for anything else."""
         if not stat.S_ISLNK(node.mode):
             raise error(errno.EINVAL)
         if node.target is None:
             _, body = self.core.store.get(self.core.key_of(node), limit=4096)
             node.target = bytes(body).decode("utf-8", "surrogateescape")
-        return node.target
+        return node.target or ""
 
     # -- removing ---------------------------------------------------------------------------------------------------------
 
+    @_passing
     def unlink(self, parent: Node, name: str) -> None:
         """Remove a name; who has the file open keeps its bytes."""
-        if self.core.config.read_only:
-            raise error(errno.EROFS)
+        self._writable()
         node = self.directories.lookup(parent, name)
         if node.is_dir:
             raise error(errno.EISDIR)
         with node.file.lock:
             key = self.core.key_of(node)
-            self._keep_for_open_handles(node)
+            self.keep_for_open_handles(node)
             if node.etag is not None:
                 self.core.store.delete(key)
-            self._gone(node)
-        self._keep_directory(parent)
+            self.gone(node)
+        self.keep_directory(parent)
 
-    def _keep_for_open_handles(self, node: Node) -> None:
+    def keep_for_open_handles(self, node: Node) -> None:
         """Before the object goes: what open handles may still read is brought here, or copied aside when it is large."""
         core, state = self.core, node.file
         core.committer.abandon_of(node)
@@ -204,11 +217,11 @@ class Namespace:
                     start += length
         else:
             aside = f"{core.config.prefix}{ORPHANS}{uuid.uuid4().hex}"
-            draft.base.etag = self._copy(draft.base.key, aside, draft.base.size, draft.base.etag)
+            draft.base.etag = copy_object(core.store, draft.base.key, aside, draft.base.size, draft.base.etag)
             draft.base.key = aside
             state.aside = aside
 
-    def _gone(self, node: Node) -> None:
+    def gone(self, node: Node) -> None:
         """A node lost its name."""
         with self.core.lock:
             parent = node.parent
@@ -218,13 +231,13 @@ class Namespace:
                 node.state.attributes_due = 0.0
             if parent is not None:
                 self.directories.note(parent, node.name, None)
-                self._touch(parent)
+                self.touch(parent)
             self.core.table.detach(node)
 
-    def _touch(self, directory: Node) -> None:
+    def touch(self, directory: Node) -> None:
         directory.mtime_ns = directory.ctime_ns = time.time_ns()
 
-    def _keep_directory(self, node: Node) -> None:
+    def keep_directory(self, node: Node) -> None:
         """A directory known only by its last entry must not vanish with it: give it a marker."""
         state = node.dir
         if node.parent is None or state.entries or not state.listed_at or state.marker is not None:
@@ -234,23 +247,30 @@ class Namespace:
         except StoreError as failed:
             log.warning("directory %s has no entry and no marker now, and may vanish: %s", node.name, failed)
 
+    @_passing
     def rmdir(self, parent: Node, name: str) -> None:
         """Remove an empty directory. Raises ENOTEMPTY, ENOTDIR."""
-        if self.core.config.read_only:
-            raise error(errno.EROFS)
+        self._writable()
         node = self.directories.lookup(parent, name)
         if not node.is_dir:
             raise error(errno.ENOTDIR)
-        self._require_empty(node)
+        self.require_empty(node)
         self._delete_markers(node)
-        self._gone(node)
-        self._keep_directory(parent)
+        self.gone(node)
+        self.keep_directory(parent)
 
-    def _require_empty(self, node: Node) -> None:
-        self.directories.load(node, force=True)
-        with self.core.lock:
-            if node.dir.entries or any(child.busy for child in (node.children or {}).values()):
+    def require_empty(self, node: Node) -> None:
+        """ENOTEMPTY if any key is below, be it one that cannot be shown, or a new file that is not in the bucket yet."""
+        core = self.core
+        with core.lock:
+            prefix = core.table.prefix_of(node)
+            if any(child.busy for child in (node.children or {}).values()):
                 raise error(errno.ENOTEMPTY)
+        page = core.store.list(prefix, limit=2)
+        if any(info.key != prefix for info in page.objects) or page.prefixes:
+            with core.lock:
+                node.dir.listed_at = 0.0
+            raise error(errno.ENOTEMPTY)
 
     def _delete_markers(self, node: Node) -> None:
         core = self.core
@@ -265,159 +285,6 @@ class Namespace:
     # -- renaming ---------------------------------------------------------------------------------------------------------
 
     def rename(self, parent: Node, name: str, new_parent: Node, new_name: str) -> None:
-        """rename(2): over an existing file or an empty directory too; open handles go on."""
-        core = self.core
-        if core.config.read_only:
-            raise error(errno.EROFS)
-        node = self.directories.lookup(parent, name)
-        target = self.find(new_parent, new_name)
-        if target is node:
-            return
-        with core.lock:
-            join_key(core.table.prefix_of(new_parent), new_name, directory=node.is_dir)
-            above: Node | None = new_parent
-            while above is not None:
-                if above is node:
-                    raise error(errno.EINVAL)
-                above = above.parent
-        if target is not None:
-            if node.is_dir and not target.is_dir:
-                raise error(errno.ENOTDIR)
-            if target.is_dir and not node.is_dir:
-                raise error(errno.EISDIR)
-        if node.is_dir:
-            if target is not None:
-                self._require_empty(target)
-            self._rename_directory(node, target, new_parent, new_name)
-        else:
-            self._rename_file(node, target, new_parent, new_name)
-        self._keep_directory(parent)
-
-    def _rename_file(self, node: Node, target: Node | None, new_parent: Node, new_name: str) -> None:
-        core = self.core
-        with ExitStack() as locks:
-            for locked in sorted((n for n in (node, target) if n is not None), key=lambda n: n.ino):
-                locks.enter_context(locked.file.lock)
-            old_key = core.key_of(node)
-            with core.lock:
-                new_key = core.table.prefix_of(new_parent) + new_name
-            if target is not None:
-                self._keep_for_open_handles(target)
-            if node.etag is None:
-                self._move(node, target, new_parent, new_name)
-                if target is not None and target.etag is not None:
-                    core.committer.commit(node)  # the old content must not stay under a name that now means another file
-                return
-            metadata = content_type = None
-            node.ctime_ns = time.time_ns()
-            if node.file.attributes_due:
-                metadata = attributes.merge(node.metadata, attributes.encode(node))  # type: ignore[arg-type]
-                content_type = attributes.content_type(new_name)
-            etag = self._copy(old_key, new_key, node.size_in_bucket, node.etag, metadata, content_type)
-            core.store.delete(old_key)
-            self._move(node, target, new_parent, new_name)
-            with core.lock:
-                if metadata is not None:
-                    node.metadata = metadata
-                    node.file.attributes_due = 0.0
-                self.files.rebase(node, new_key, etag)
-
-    def _move(self, node: Node, target: Node | None, new_parent: Node, new_name: str) -> None:
-        core = self.core
-        with core.lock:
-            old_parent = node.parent
-            assert old_parent is not None
-            if target is not None:
-                self._gone(target)
-            entry = old_parent.dir.entries.get(node.name) or Entry(new_name, node.is_dir, None)
-            self.directories.note(old_parent, node.name, None)
-            core.table.move(node, new_parent, new_name)
-            self.directories.note(new_parent, new_name, Entry(new_name, entry.is_dir, None if node.is_dir else entry.info))
-            self._touch(old_parent)
-            self._touch(new_parent)
-            node.ctime_ns = time.time_ns()
-
-    def _copy(
-        self,
-        source: str,
-        target: str,
-        size: int,
-        etag: str,
-        metadata: dict[str, str] | None = None,
-        content_type: str | None = None,
-    ) -> str:
-        """Server-side copy of an object of any size; returns the new ETag."""
-        store = self.core.store
-        if size <= COPY_LIMIT:
-            return store.copy(source, target, metadata=metadata, content_type=content_type, if_source_match=etag)
-        info = store.head(source)
-        if info.etag != etag:
-            raise error(errno.ESTALE, f"{source} was replaced by someone else")
-        upload_id = store.create_upload(
-            target, metadata=metadata or info.metadata, content_type=content_type or info.content_type
-        )
-        try:
-            parts = []
-            for number, start in enumerate(range(0, size, COPY_PART), 1):
-                length = min(COPY_PART, size - start)
-                parts.append((number, store.copy_part(target, upload_id, number, source, start, length)))
-            if store.head(source).etag != etag:  # UploadPartCopy has no condition of its own on R2
-                raise error(errno.ESTALE, f"{source} was replaced by someone else")
-            return store.complete_upload(target, upload_id, parts)
-        except BaseException:
-            store.abort_upload(target, upload_id)
-            raise
-
-    def _rename_directory(self, node: Node, target: Node | None, new_parent: Node, new_name: str) -> None:
-        """Copy every key below, re-parent the node, delete the old keys. A failure before the re-parent undoes the copies."""
-        core = self.core
-        for below in core.table.below(node):
-            if isinstance(below.state, FileState):
-                self.files.sync(below)
-        old_prefix = core.key_of(node)
-        with core.lock:
-            new_prefix = join_key(core.table.prefix_of(new_parent), new_name, directory=True)
-        infos = []
-        token: str | None = None
-        while True:
-            page = core.store.list(old_prefix, token=token)
-            infos += page.objects
-            token = page.token
-            if token is None:
-                break
-        copied: dict[str, str] = {}  # new key: new ETag (that of a multipart object changes with a copy)
-
-        def copy(info: object) -> None:
-            new_key = new_prefix + info.key[len(old_prefix) :]  # type: ignore[attr-defined]
-            copied[new_key] = self._copy(info.key, new_key, info.size, info.etag)  # type: ignore[attr-defined]
-
-        try:
-            for _ in core.committer.pool.map(copy, infos):
-                pass
-            if not any(info.key == old_prefix for info in infos):
-                core.store.put(new_prefix, b"", content_type=attributes.DIRECTORY_TYPE)
-        except Exception:
-            core.store.delete_many(list(copied))
-            raise
-        old_entry = node.parent.dir.entries.get(node.name) if node.parent is not None else None
-        self._move(node, target, new_parent, new_name)
-        with core.lock:
-            node.dir.marker = ObjectInfo(new_prefix, 0, "", time.time())
-            node.dir.flag_of = None
-            node.dir.listed_at = 0.0
-            for below in core.table.below(node):
-                if below.is_dir:
-                    below.dir.listed_at = 0.0
-                elif below.etag is not None:
-                    key = core.table.key_of(below)
-                    if key in copied:
-                        self.files.rebase(below, key, copied[key])
-                    else:  # it was gone from the bucket before we listed
-                        below.checked = 0.0
-        old_keys = [info.key for info in infos]
-        if old_entry is not None and old_entry.info is not None:
-            old_keys.append(old_entry.info.key)
-        failed = core.store.delete_many(old_keys)
-        for key, why in failed:
-            log.error("%s was copied to its new name but could not be deleted: %s", key, why)
-        log.info("renamed %s to %s: %d objects", old_prefix, new_prefix, len(infos))
+        """rename(2), as `Renames` does it."""
+        self._writable()
+        self._renames.rename(parent, name, new_parent, new_name)

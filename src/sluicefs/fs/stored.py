@@ -6,14 +6,20 @@ what a listing shows; the directory's `dir/` marker says so in its metadata. `li
 
 from __future__ import annotations
 
+import errno
 import logging
+import stat
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
+from sluicefs.config import Config
 from sluicefs.errors import NotFoundError, StoreError
 from sluicefs.fs import attributes
-from sluicefs.fs.names import Entry, Listing
+from sluicefs.fs.entries import Entry
+from sluicefs.fs.names import RESERVED, Listing, error
 from sluicefs.fs.nodes import Node
 from sluicefs.store.api import ObjectInfo
 
@@ -24,30 +30,107 @@ log = logging.getLogger(__name__)
 
 FLAG = "sluicefs-attributes"  # in the metadata of a marker: "1" where entries have attributes of their own
 # The root of a bucket has no marker of its own (its key would be empty): this hidden object stands in.
-HIDDEN = ".sluicefs-"
-ROOT_MARKER = HIDDEN + "root"
+ROOT_MARKER = RESERVED + "root"
 THREADS = 64
+# Last-Modified has whole seconds and an upload takes a while: times this near to it (nanoseconds) need no HEAD to be told.
+NEAR = 2_000_000_000
+
+
+def metadata_limit(config: Config) -> int:
+    """Bytes of metadata the store takes. Where nobody says whose rules hold, AWS's: what fits there fits everywhere."""
+    host = urlsplit(config.endpoint or "").hostname or ""
+    wide = config.provider in ("r2", "gcs") or (
+        config.provider == "auto" and host.endswith((".cloudflarestorage.com", "storage.googleapis.com"))
+    )
+    return attributes.R2_METADATA_LIMIT if wide else attributes.AWS_METADATA_LIMIT
 
 
 class StoredAttributes:
-    """Completes listings with metadata, and keeps the markers' flags."""
+    """Completes listings with metadata, keeps the markers' flags, and says what metadata an object gets."""
 
     def __init__(self, core: Core):
         self.core = core
+        self.limit = metadata_limit(core.config)
         self._pool: ThreadPoolExecutor | None = None
+
+    @property
+    def pool(self) -> ThreadPoolExecutor:
+        """For many small requests at once."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="many")
+        return self._pool
 
     def marker_key(self, node: Node) -> str:
         """The key whose metadata speaks for a directory."""
         prefix = self.core.key_of(node)
         return prefix or ROOT_MARKER
 
-    def hide(self, node: Node, listing: Listing) -> None:
-        """Take this filesystem's own objects out of the listing of the root."""
-        if node.parent is None:
-            for name in [name for name in listing.entries if name.startswith(HIDDEN)]:
-                entry = listing.entries.pop(name)
-                if name == ROOT_MARKER and listing.prefix == "":
-                    listing.marker = entry.info
+    def find_marker(self, listing: Listing) -> None:
+        """The marker of a bucket's root is a hidden object."""
+        if not listing.prefix:
+            listing.marker = next((info for info in listing.own if info.key == ROOT_MARKER), None)
+
+    # -- what an object's metadata is to be ----------------------------------------------------------------------------------
+
+    def learn(self, node: Node) -> None:
+        """Know the object's own metadata before it is replaced, as other people's things may be in it.
+
+        OSError ESTALE: another object is there now, or another kind of file than a listing could tell.
+        """
+        if node.complete or node.unlinked or (node.etag is None and not node.is_dir):
+            return
+        core = self.core
+        key = self.marker_key(node) if node.is_dir else core.key_of(node)
+        try:
+            info = core.store.head(key)
+        except NotFoundError:
+            if node.is_dir:
+                node.complete = True
+                return
+            if node.draft is not None:
+                return
+            core.directories.replaced(node)
+            raise error(errno.ESTALE, f"{key} was deleted by someone else") from None
+        if not node.is_dir and node.draft is None and info.etag != node.etag:
+            core.directories.replaced(node)
+            raise error(errno.ESTALE, f"{key} was replaced by someone else")
+        with core.lock:
+            self.take(node, info)
+
+    def take(self, node: Node, info: ObjectInfo) -> None:
+        """Let a node have the attributes of its own object; what changed here meanwhile stays. Under `Core.lock`."""
+        kind, mtime, ctime = stat.S_IFMT(node.mode), node.mtime_ns, node.ctime_ns
+        core = self.core
+        core.directories.take_attributes(node, info)
+        if stat.S_IFMT(node.mode) != kind and node.parent is not None:
+            node.parent.dir.entries[node.name] = Entry(node.name, attributes.says_directory(info), info)
+            core.table.detach(node)
+            raise error(errno.ESTALE, f"{info.key} is another kind of file than it looked")
+        if node.is_dir:
+            node.dir.stores_attributes = (info.metadata or {}).get(FLAG) == "1"
+            if mtime > int(core.started * 1e9):  # entries came or went
+                node.mtime_ns, node.ctime_ns = max(mtime, node.mtime_ns), max(ctime, node.ctime_ns)
+        elif node.draft is not None:
+            node.mtime_ns, node.ctime_ns = mtime, ctime
+
+    def metadata_of(self, node: Node, *, content_changed: bool = False, name: str = "") -> tuple[dict[str, str], str]:
+        """(object metadata, Content-Type) of a node as it is now, under the new name `name` if there is one.
+
+        OSError ENOSPC when the store would not take it.
+        """
+        self.learn(node)
+        ours = attributes.encode(node)  # type: ignore[arg-type]
+        known = node.metadata or {}
+        if "xattr" in known:
+            ours["xattr"] = known["xattr"]
+        if node.is_dir and node.dir.stores_attributes:
+            ours[FLAG] = "1"
+        metadata = attributes.merge(known, ours, content_changed=content_changed, limit=self.limit)
+        if node.is_dir:
+            return metadata, attributes.DIRECTORY_TYPE
+        return metadata, node.content_type or attributes.content_type(name or node.name)
+
+    # -- what a listing does not tell ----------------------------------------------------------------------------------------
 
     def complete(self, node: Node, listing: Listing) -> None:
         """Ask for the entries' own attributes where they may have some. The directory's lock is held."""
@@ -64,11 +147,10 @@ class StoredAttributes:
                 wanted.append(entry)
         if not wanted:
             return
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="head")
-        for entry, info in zip(wanted, self._pool.map(lambda entry: self._head(listing.prefix, entry), wanted), strict=True):
+        for entry, info in zip(wanted, self.pool.map(lambda entry: self._head(listing.prefix, entry), wanted), strict=True):
             if info is not None:
-                listing.entries[entry.name] = replace(entry, info=info)
+                is_dir = entry.is_dir or attributes.says_directory(info)
+                listing.entries[entry.name] = replace(entry, info=info, is_dir=is_dir)
 
     def _flagged(self, node: Node, listing: Listing) -> bool:
         state = node.dir
@@ -76,10 +158,13 @@ class StoredAttributes:
             state.stores_attributes, state.flag_of = False, None
         elif state.flag_of != f"{listing.marker.etag} {listing.marker.modified}":
             try:
-                metadata = self.core.store.head(listing.marker.key).metadata
+                info = self.core.store.head(listing.marker.key)
+                state.stores_attributes = (info.metadata or {}).get(FLAG) == "1"
+                if node.parent is None:
+                    with self.core.lock:
+                        self.take(node, info)
             except NotFoundError:
-                metadata = None
-            state.stores_attributes = (metadata or {}).get(FLAG) == "1"
+                state.stores_attributes = False
             state.flag_of = f"{listing.marker.etag} {listing.marker.modified}"
         return state.stores_attributes
 
@@ -98,18 +183,18 @@ class StoredAttributes:
         core, state = self.core, node.dir
         if core.config.attrs == "listing" or state.stores_attributes:
             return
-        key = self.marker_key(node)
-        try:
-            found = core.store.head(key)
-            metadata = dict(found.metadata or {})
-        except NotFoundError:
-            metadata = {}
-        if metadata.get(FLAG) != "1":
+        if time.monotonic() - node.checked > core.config.attr_ttl:
+            node.complete = False  # somebody else may have stored attributes of the directory since
+        self.learn(node)
+        metadata = dict(node.metadata or {})
+        if not state.stores_attributes:
             metadata[FLAG] = "1"
-            core.store.put(key, bytearray(), metadata=metadata, content_type=attributes.DIRECTORY_TYPE)
-        state.stores_attributes = True
-        state.marker = ObjectInfo(key, 0, "", core.started)
-        state.flag_of = None
+            key = self.marker_key(node)
+            etag = core.store.put(key, bytearray(), metadata=metadata, content_type=attributes.DIRECTORY_TYPE)
+            state.stores_attributes = True
+            state.marker = ObjectInfo(key, 0, etag, time.time())
+            state.flag_of = None
+        node.metadata, node.complete = metadata, True
 
     def differs(self, node: Node) -> bool:
         """Would a listing alone show other attributes than the node has? Times count where they were set by hand."""

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import llfuse
 
-from sluicefs.fs.filesystem import FileSystem, SetAttr
+from sluicefs.fs.filesystem import DirHandle, FileSystem, SetAttr
 from sluicefs.fs.namespace import Caller
 from sluicefs.fs.nodes import Node
 
@@ -27,7 +27,7 @@ BLOCK = 4096
 # What statfs shows: R2 has no limit, and 32-bit programs choke on more.
 CAPACITY_BLOCKS = 1 << 42
 EXPECTED = {errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR, errno.EROFS, errno.EPERM, errno.EINVAL,
-            errno.ENAMETOOLONG, errno.ENODATA, errno.ESTALE}  # fmt: skip
+            errno.ENAMETOOLONG, errno.ENODATA, errno.ESTALE, errno.EILSEQ, errno.E2BIG, errno.EOPNOTSUPP}  # fmt: skip
 
 
 def boundary(handler: F) -> F:
@@ -69,6 +69,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]
         super().__init__()
         self.fs = fs
         self.ttl = fs.core.config.attr_ttl
+        self.xattr = fs.core.config.xattr
 
     def _entry(self, node: Node) -> llfuse.EntryAttributes:
         entry = llfuse.EntryAttributes()
@@ -179,7 +180,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]
             entries = self.fs.entries(fh, again=off == 0)
         return self._direntries(entries, off)
 
-    def _direntries(self, entries: list[tuple[str, int, int]], off: int) -> Iterator[tuple[bytes, llfuse.EntryAttributes, int]]:
+    def _direntries(self, entries: DirHandle, off: int) -> Iterator[tuple[bytes, llfuse.EntryAttributes, int]]:
         entry = llfuse.EntryAttributes()  # llfuse copies what it needs before it asks for the next one
         for index in range(off, len(entries)):
             name, entry.st_ino, entry.st_mode = entries[index]
@@ -232,6 +233,34 @@ class Operations(llfuse.Operations):  # type: ignore[misc]
         data.f_namemax = 255
         return data
 
-    @boundary
-    def getxattr(self, inode: int, name: bytes, ctx: Any = None) -> bytes:
-        raise llfuse.FUSEError(errno.ENOSYS)  # the kernel then stops asking before every write
+    # -- extended attributes ----------------------------------------------------------------------------------------------
+
+    def getxattr(self, inode: int, name: bytes, ctx: Any = None) -> bytes:  # llfuse gives no ctx for XATTR_CREATE, REPLACE
+        if not self.xattr:
+            raise llfuse.FUSEError(errno.ENOSYS)  # the kernel then stops asking before every write
+        if name == b"security.capability":
+            raise llfuse.FUSEError(errno.ENODATA)  # asked before every write: no look-up, no lock dropped
+        return self._getxattr(inode, name)
+
+    @waiting
+    def _getxattr(self, inode: int, name: bytes) -> bytes:
+        return self.fs.getxattr(inode, name)
+
+    @waiting
+    def setxattr(self, inode: int, name: bytes, value: bytes, ctx: Any) -> None:
+        self._require_xattr()
+        self.fs.setxattr(inode, name, value)
+
+    @waiting
+    def listxattr(self, inode: int, ctx: Any) -> list[bytes]:
+        self._require_xattr()
+        return self.fs.listxattr(inode)
+
+    @waiting
+    def removexattr(self, inode: int, name: bytes, ctx: Any) -> None:
+        self._require_xattr()
+        self.fs.removexattr(inode, name)
+
+    def _require_xattr(self) -> None:
+        if not self.xattr:
+            raise llfuse.FUSEError(errno.ENOSYS)

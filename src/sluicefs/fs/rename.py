@@ -1,0 +1,344 @@
+"""rename(2): of a file one server-side copy and a delete, of a directory as many of them as it has keys.
+
+Whatever fails before the new name counts is undone, and the errno returned. Nothing is deleted that was not copied before.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+from sluicefs.errors import ConditionFailedError, NotFoundError, StoreError
+from sluicefs.fs import attributes
+from sluicefs.fs.names import error, join_key
+from sluicefs.fs.nodes import FileState, Node
+from sluicefs.fs.stored import FLAG, NEAR
+from sluicefs.store.api import ObjectInfo, Store
+
+if TYPE_CHECKING:
+    from sluicefs.fs.core import Core
+    from sluicefs.fs.files import Files
+    from sluicefs.fs.namespace import Namespace
+
+log = logging.getLogger(__name__)
+
+MiB = 1024**2
+COPY_LIMIT = 5 * 1024**3  # CopyObject; larger objects are copied part by part
+COPY_PART = 512 * MiB
+MAX_PARTS = 10_000
+# What others did while a directory was being copied is copied too; after so many rounds somebody is at work there.
+ROUNDS = 5
+REPORT = 5.0  # seconds between two lines of progress
+
+
+class Gate:
+    """Verbs that change names pass it side by side; the last step of a directory's rename passes it alone."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._inside = 0
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        with self._changed:
+            while self._inside < 0:
+                self._changed.wait()
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        with self._changed:
+            while self._inside:
+                self._changed.wait()
+            self._inside = -1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside = 0
+                self._changed.notify_all()
+
+
+def copy_object(
+    store: Store,
+    source: str,
+    target: str,
+    size: int,
+    etag: str,
+    metadata: dict[str, str] | None = None,
+    content_type: str | None = None,
+) -> str:
+    """Server-side copy of an object of any size; returns the new ETag. ConditionFailedError if `etag` is not its version."""
+    if size <= COPY_LIMIT:
+        return store.copy(source, target, metadata=metadata, content_type=content_type, if_source_match=etag)
+    _require_version(store, source, etag)
+    if metadata is None:
+        info = store.head(source)
+        metadata, content_type = dict(info.metadata or {}), info.content_type
+    part = max(COPY_PART, -(-size // MAX_PARTS // MiB + 1) * MiB if size > COPY_PART * MAX_PARTS else 0)
+    upload_id = store.create_upload(target, metadata=metadata, content_type=content_type)
+    try:
+        parts = []
+        for number, start in enumerate(range(0, size, part), 1):
+            parts.append((number, store.copy_part(target, upload_id, number, source, start, min(part, size - start))))
+        _require_version(store, source, etag)  # UploadPartCopy has no condition of its own on R2
+        return store.complete_upload(target, upload_id, parts)
+    except BaseException:
+        store.abort_upload(target, upload_id)
+        raise
+
+
+def _require_version(store: Store, key: str, etag: str) -> None:
+    if store.head(key).etag != etag:
+        raise ConditionFailedError(f"{key} was replaced by someone else")
+
+
+class Renames:
+    """Renames of one mount."""
+
+    def __init__(self, core: Core, files: Files, names: Namespace):
+        self.core = core
+        self.files = files
+        self.names = names
+        self._leftovers: list[str] = []  # old keys that could not be deleted yet
+
+    def rename(self, parent: Node, name: str, new_parent: Node, new_name: str) -> None:
+        """rename(2): over an existing file or an empty directory too; open handles go on."""
+        core = self.core
+        node = core.directories.lookup(parent, name)
+        target = self.names.find(new_parent, new_name)
+        if target is node:
+            return
+        with core.lock:
+            join_key(core.table.prefix_of(new_parent), new_name, directory=node.is_dir)
+            above: Node | None = new_parent
+            while above is not None:
+                if above is node:
+                    raise error(errno.EINVAL)
+                above = above.parent
+        if target is not None:
+            if node.is_dir and not target.is_dir:
+                raise error(errno.ENOTDIR)
+            if target.is_dir and not node.is_dir:
+                raise error(errno.EISDIR)
+        if not node.is_dir:
+            with self.names.gate.shared():
+                self._file(node, target, new_parent, new_name)
+                self.names.keep_directory(parent)
+            return
+        if target is not None:
+            self.names.require_empty(target)
+        self._directory(node, target, new_parent, new_name)
+        with self.names.gate.shared():
+            self.names.keep_directory(parent)
+
+    # -- files ------------------------------------------------------------------------------------------------------------
+
+    def _file(self, node: Node, target: Node | None, new_parent: Node, new_name: str) -> None:
+        core = self.core
+        with ExitStack() as locks:
+            for locked in sorted((n for n in (node, target) if n is not None), key=lambda n: n.ino):
+                locks.enter_context(locked.file.lock)
+            with core.lock:
+                old_key = core.table.key_of(node)
+                new_key = core.table.prefix_of(new_parent) + new_name
+            core.stored.learn(node)
+            if target is not None:
+                self.names.keep_for_open_handles(target)
+            if node.etag is None:  # never sent: it goes to its new name when it is
+                self._move(node, target, new_parent, new_name)
+                if target is not None and target.etag is not None:
+                    core.committer.commit(node)  # the old content must not stay under a name that now means another file
+                return
+            before = node.ctime_ns, node.own, node.name
+            node.ctime_ns = time.time_ns()
+            # The copy's Last-Modified is now, so a listing would show a new time for what was written long ago.
+            node.own = node.own or abs(node.ctime_ns - node.mtime_ns) > NEAR
+            try:
+                if core.stored.differs(node):
+                    core.stored.announce(new_parent)
+                metadata, content_type = core.stored.metadata_of(node, name=new_name)
+                etag = copy_object(core.store, old_key, new_key, node.size_in_bucket, node.etag, metadata, content_type)
+            except (ConditionFailedError, NotFoundError):
+                core.directories.replaced(node)
+                raise error(errno.ESTALE, f"{old_key} was replaced or deleted by someone else") from None
+            except BaseException:
+                node.ctime_ns, node.own, _ = before
+                raise
+            self._delete_old(old_key, None if target is not None else new_key)
+            self._move(node, target, new_parent, new_name)
+            with core.lock:
+                node.metadata, node.complete = metadata, True
+                node.file.attributes_due = 0.0
+                self.files.rebase(node, new_key, etag)
+
+    def _delete_old(self, old_key: str, new_key: str | None) -> None:
+        """The copy is made: take the old name away. If that fails, take the copy back, unless it replaced something."""
+        try:
+            self.core.store.delete(old_key)
+        except StoreError as failed:
+            if new_key is None:
+                log.error("%s was renamed, but its old name could not be deleted and is tried again later: %s", old_key, failed)
+                self._leftovers.append(old_key)
+                return
+            self.core.store.delete_many([new_key])
+            raise
+
+    def _move(self, node: Node, target: Node | None, new_parent: Node, new_name: str) -> None:
+        """The new name counts."""
+        core = self.core
+        with core.lock:
+            old_parent = node.parent
+            assert old_parent is not None
+            if target is not None:
+                self.names.gone(target)
+            core.directories.note(old_parent, node.name, None)
+            core.table.move(node, new_parent, new_name)
+            if node.is_dir:
+                core.directories.note_directory(node)
+            else:
+                core.directories.note_file(node)
+            self.names.touch(old_parent)
+            self.names.touch(new_parent)
+            node.ctime_ns = time.time_ns()
+
+    # -- directories ------------------------------------------------------------------------------------------------------
+
+    def _directory(self, node: Node, target: Node | None, new_parent: Node, new_name: str) -> None:
+        """Copy every key below, re-parent the node, delete the old keys. A failure before the re-parent undoes the copies."""
+        core = self.core
+        if self._leftovers:
+            self._leftovers = [key for key, _ in core.store.delete_many(self._leftovers)]
+        for below in self._files_below(node):
+            self.files.sync(below)
+        with core.lock:
+            old_prefix = core.table.prefix_of(node)
+            new_prefix = join_key(core.table.prefix_of(new_parent), new_name, directory=True)
+        core.stored.learn(node)
+        copied: dict[str, tuple[str, str]] = {}  # old key: (version copied, ETag of the copy)
+        try:
+            self._copy_below(old_prefix, new_prefix, copied)
+            if core.stored.differs(node):
+                core.stored.announce(new_parent)
+            with self.names.gate.alone(), ExitStack() as locks:
+                for below in sorted(self._files_below(node), key=lambda n: n.ino):
+                    locks.enter_context(below.file.lock)
+                self._copy_below(old_prefix, new_prefix, copied)
+                metadata, content_type = core.stored.metadata_of(node)
+                etag = core.store.put(new_prefix, bytearray(), metadata=metadata, content_type=content_type)
+                entry = node.parent.dir.entries.get(node.name) if node.parent is not None else None
+                self._move(node, target, new_parent, new_name)
+                self._follow(node, old_prefix, copied)
+        except BaseException:
+            self._undo([new_prefix + key[len(old_prefix) :] for key in copied])
+            raise
+        with core.lock:
+            node.dir.marker = ObjectInfo(new_prefix, 0, etag, time.time())
+            node.dir.flag_of, node.metadata = None, metadata
+        old_keys = [*copied, old_prefix]
+        if entry is not None and entry.info is not None:
+            old_keys.append(entry.info.key)  # `dir` or `dir_$folder$`, made by other programs
+        for key, why in core.store.delete_many(old_keys):
+            log.error("%s was copied to its new name but could not be deleted, and is tried again later: %s", key, why)
+            self._leftovers.append(key)
+        log.info("renamed %s to %s: %d objects", old_prefix, new_prefix, len(copied))
+
+    def _files_below(self, node: Node) -> list[Node]:
+        with self.core.lock:
+            return [below for below in self.core.table.below(node) if isinstance(below.state, FileState)]
+
+    def _copy_below(self, old_prefix: str, new_prefix: str, copied: dict[str, tuple[str, str]]) -> None:
+        """Copy what is new or changed since `copied`, 64 keys at a time, until a listing finds nothing more to do.
+
+        The marker of the directory itself is left to the caller: over an empty target it is the last thing to change.
+        """
+        core = self.core
+        started = reported = time.monotonic()
+        for _ in range(ROUNDS):
+            there: dict[str, ObjectInfo] = {}
+            token: str | None = None
+            while True:
+                page = core.store.list(old_prefix, token=token)
+                for info in page.objects:
+                    join_key(new_prefix, info.key[len(old_prefix) :])  # ENAMETOOLONG before anything is copied
+                    there[info.key] = info
+                token = page.token
+                if token is None:
+                    break
+            there.pop(old_prefix, None)
+            withdrawn = [key for key in copied if key not in there]
+            if withdrawn:
+                core.store.delete_many(new_prefix + key[len(old_prefix) :] for key in withdrawn)
+                for key in withdrawn:
+                    del copied[key]
+            todo = [info for key, info in there.items() if copied.get(key, ("", ""))[0] != info.etag]
+            if not todo:
+                return
+
+            def copy(info: ObjectInfo) -> tuple[ObjectInfo, str | None]:
+                try:
+                    return info, self._copy_one(info, new_prefix + info.key[len(old_prefix) :])
+                except (ConditionFailedError, NotFoundError):
+                    return info, None  # changed meanwhile: the next round has it
+
+            for number, (info, etag) in enumerate(core.stored.pool.map(copy, todo), 1):
+                if etag is not None:
+                    copied[info.key] = (info.etag, etag)
+                if time.monotonic() - reported > REPORT:
+                    reported = time.monotonic()
+                    log.info("renaming %s: %d of %d objects, %.0f s", old_prefix, number, len(todo), reported - started)
+        raise error(errno.EBUSY, f"{old_prefix} is being changed by someone else")
+
+    def _copy_one(self, info: ObjectInfo, new_key: str) -> str:
+        """Copy one object. A directory's marker is flagged: listings show the copies' times, so its entries' own count now."""
+        store = self.core.store
+        if info.key.endswith("/") and not info.size and self.core.config.attrs != "listing":
+            metadata = {**(store.head(info.key).metadata or {}), FLAG: "1"}
+            return store.copy(
+                info.key, new_key, metadata=metadata, content_type=attributes.DIRECTORY_TYPE, if_source_match=info.etag
+            )
+        return copy_object(store, info.key, new_key, info.size, info.etag)
+
+    def _follow(self, node: Node, old_prefix: str, copied: dict[str, tuple[str, str]]) -> None:
+        """Every known node below now means the copy. The locks of the files are held."""
+        core = self.core
+        with core.lock:
+            new_prefix = core.table.prefix_of(node)
+            for directory in (node, *(below for below in core.table.below(node) if below.is_dir)):
+                state = directory.dir
+                state.listed_at, state.flag_of = 0.0, None
+                state.entries.prefix = core.table.prefix_of(directory)
+                if directory is not node and state.marker is not None and core.config.attrs != "listing":
+                    state.stores_attributes = True
+                    directory.complete = False
+            core.walks.forget()
+            for below in core.table.below(node):
+                if below.is_dir or below.etag is None:
+                    continue
+                key = core.table.key_of(below)
+                found = copied.get(old_prefix + key[len(new_prefix) :])
+                if found is None:
+                    below.checked = 0.0
+                elif stat.S_ISREG(below.mode):
+                    self.files.rebase(below, key, found[1])
+                else:
+                    below.etag, below.checked = found[1], time.monotonic()
+
+    def _undo(self, keys: list[str]) -> None:
+        try:
+            for key, why in self.core.store.delete_many(keys):
+                log.error("%s, a copy of a rename that failed, could not be deleted: %s", key, why)
+        except StoreError as failed:
+            log.error("%d copies of a rename that failed could not be deleted: %s", len(keys), failed)
