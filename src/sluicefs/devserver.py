@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import json
 import os
 import random
@@ -35,6 +36,9 @@ _START_TIMEOUT = 60.0  # seconds; SeaweedFS takes 3, on a busy machine far longe
 _GRACEFUL = 30.0  # seconds for a graceful stop; SeaweedFS takes 15
 _TRIES = 4  # starts, as a free port can be taken between the look and the bind
 _PORTS = range(20000, 32000)  # below the range the kernel gives to outgoing connections
+
+_PREFIX = "sluicefs-dev-"
+_SETTLED = 60.0  # seconds after which a folder surely has its lock, if anybody uses it
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -77,6 +81,7 @@ class DevServer:
         self._in_memory = in_memory
         self._port = port
         self._folder: Path | None = None  # ours, deleted at the end: log, configuration, and the data unless kept
+        self._lock: int | None = None  # held while the folder is in use
         self._sockets: list[Path] = []  # SeaweedFS makes these in /tmp whatever it is told, and leaves them when killed
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -135,6 +140,9 @@ class DevServer:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def create_bucket(self, name: str) -> None:
         """Makes bucket `name`; one that is there already and ours is no error."""
@@ -148,7 +156,10 @@ class DevServer:
 
     def _start_once(self, binary: str) -> None:
         memory = "/dev/shm" if self._in_memory and os.path.isdir("/dev/shm") else None
-        self._folder = Path(tempfile.mkdtemp(prefix="sluicefs-dev-", dir=memory))
+        _sweep(Path(memory or tempfile.gettempdir()))
+        self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=memory))
+        self._lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
         if self.kind == "ministack":
             self._start_ministack(binary)
         else:
@@ -347,6 +358,20 @@ def _get(url: str) -> int | None:
         return error.code
     except OSError:
         return None
+
+
+def _sweep(place: Path) -> None:
+    """Deletes the folders of servers whose parent was killed: nobody holds their lock any more."""
+    for folder in place.glob(_PREFIX + "*"):
+        with contextlib.suppress(OSError):
+            if time.time() - folder.stat().st_mtime < _SETTLED:
+                continue
+            lock = os.open(folder / "lock", os.O_RDWR)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)
 
 
 def _find_binary(name: str) -> str:

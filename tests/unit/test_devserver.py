@@ -78,7 +78,8 @@ def test_several_start_at_once_and_leave_nothing() -> None:
         servers[0].create_bucket("late")
 
 
-def test_dies_with_its_parent() -> None:
+def test_dies_with_its_parent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     program = (
         "import time\nfrom sluicefs.devserver import DevServer\n"
         "server = DevServer('ministack')\nserver.start()\nprint(server.pid, flush=True)\ntime.sleep(60)\n"
@@ -91,6 +92,16 @@ def test_dies_with_its_parent() -> None:
     parent.wait()
     parent.stdout.close()
     wait_until_gone(pid)
+    # What it left is swept away by the next start, what is in use is not.
+    monkeypatch.setattr(devserver, "_SETTLED", 0.0)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    [left] = tmp_path.glob("sluicefs-dev-*")
+    with DevServer("ministack") as server:
+        assert not left.exists()
+        devserver._sweep(tmp_path)
+        server.create_bucket("still-there")
+        assert len(list(tmp_path.glob("sluicefs-dev-*"))) == 1
+    assert not list(tmp_path.glob("sluicefs-dev-*"))
 
 
 @pytest.mark.slow
