@@ -36,9 +36,9 @@ def main() -> None:
 @click.option("--workload", envvar="WORKLOAD", help=f"Some of: {', '.join(WORKLOADS)}.")
 @click.option("--rounds", envvar="ROUNDS", type=click.IntRange(1), help="Timed rounds at most.  [5; quick 3]")
 @click.option("--contestants", envvar="CONTESTANTS", help="Some of those in contestants.toml.")
-@click.option("--contestants-file", type=click.Path(path_type=Path, exists=True), multiple=True, help="More contestants (TOML).")
+@click.option("--contestants-file", type=click.Path(path_type=Path, exists=True), multiple=True, help="More of them.")
 @click.option("--minutes", type=click.FloatRange(0), help="Time for all; rounds are cut short, 0: never.  [14; quick 2.5]")
-@click.option("--scale", type=click.FloatRange(0, min_open=True), help="Size of the data, 1: as in the targets.  [1; quick 0.125]")
+@click.option("--scale", type=click.FloatRange(0, min_open=True), help="Size of the data; 1: as the targets.  [1; quick 0.125]")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder of the results.")
 @click.option("--readme", is_flag=True, help="Put the table and a plot into README.md, between its bench marks.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
@@ -59,7 +59,8 @@ def run(
         known = who.load(who.DEFAULT, *contestants_file)
     except who.ContestantError as error:
         raise click.UsageError(str(error)) from None
-    names = _chosen("workload", workload, list(WORKLOADS)) or [name for name, one in WORKLOADS.items() if one.quick or not quick]
+    usual = [name for name, one in WORKLOADS.items() if one.quick or not quick]
+    names = _chosen("workload", workload, list(WORKLOADS)) or usual
     field = _chosen("contestant", contestants, list(known)) or [name for name in known if not quick or name in _QUICK_FIELD]
     options = Options(
         [WORKLOADS[name] for name in names],
@@ -122,7 +123,7 @@ class _Bar(Reporter):
         self._progress = Progress(*columns, console=console, transient=True)
         self._row: tuple[str, int] | None = None
 
-    def __enter__(self) -> _Bar:  # noqa: PYI034 - typing.Self is newer than Python 3.10
+    def __enter__(self) -> _Bar:
         self._progress.start()
         return self
 

@@ -1,7 +1,7 @@
 """The floor: a llfuse file system that answers every read from one buffer. What any mount by llfuse costs, and no more.
 
-Its files have the names and sizes of a JSON list, all in the root, and bytes of no meaning. `python -m benchmarks.floor DIR LIST`
-returns when it is mounted.
+Its files have the names and sizes of a JSON list, all in the root, and bytes of no meaning. `python -m benchmarks.floor DIR
+LIST` returns when it is mounted.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _serve(mountpoint: str, listing: str) -> None:
 
 
 def _device(mountpoint: str) -> str:
-    """"MAJOR:MINOR" of the mount, from the kernel's table: a stat would wait for this very process."""
+    """ "MAJOR:MINOR" of the mount, from the kernel's table: a stat would wait for this very process."""
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         fields = line.split()
         if fields[4] == mountpoint:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
 import os
@@ -24,10 +25,8 @@ def describe() -> dict[str, str]:
         "python": platform.python_version(),
     }
     for package in _PACKAGES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package.removesuffix("-bin")] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            pass
     s3fs = _output(["s3fs", "--version"])
     if s3fs:
         found["s3fs"] = next((word[1:] for word in s3fs.split() if word[:1] in "vV" and word[1:2].isdigit()), "?")

@@ -1,7 +1,8 @@
 """The server's door: HAProxy in front of an S3 server, which counts requests and can delay each of them.
 
-One door delays and one does not; both log every request to this process. Bodies are spliced by the kernel. Signatures hold, as the
-Host header passes unchanged. A line of the log that got lost would make a contestant look better than it is, so it is an error.
+One door delays and one does not; both log every request to this process. Bodies are spliced by the kernel. Signatures hold, as
+the Host header passes unchanged. A line of the log that got lost would make a contestant look better than it is, so it is an
+error.
 """
 
 from __future__ import annotations
@@ -88,7 +89,8 @@ def classify(method: str, target: str, copies: bool = False) -> str:
         if method == "GET":
             known = {"uploads": "ListMultipartUploads", "location": "GetBucketLocation"}
             other = {"acl", "policy", "versioning", "lifecycle", "tagging", "cors", "object-lock", "encryption"}
-            return next((verb for name, verb in known.items() if name in query), "Other" if other & set(query) else "ListObjects")
+            usual = "Other" if other & set(query) else "ListObjects"
+            return next((verb for name, verb in known.items() if name in query), usual)
         if method == "POST" and "delete" in query:
             return "DeleteObjects"
         return {"HEAD": "HeadBucket", "DELETE": "DeleteBucket"}.get(method, "Other")
@@ -118,7 +120,7 @@ class Proxy:
         self._received = 0
         self._garbled = 0
 
-    def __enter__(self) -> Proxy:  # noqa: PYI034 - typing.Self is newer than Python 3.10
+    def __enter__(self) -> Proxy:
         try:
             self._start()
         except BaseException:
@@ -130,7 +132,7 @@ class Proxy:
         self.stop()
 
     def take(self) -> Counts:
-        """What passed since the last call, once every request that was let in is logged. Raises ProxyError when lines are lost."""
+        """What passed since the last call, once every request answered is logged. Raises ProxyError when lines are lost."""
         end = time.monotonic() + 5
         while self._received + self._garbled < self._let_in() and time.monotonic() < end:
             time.sleep(0.01)

@@ -15,7 +15,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ _DELAY = 30
 
 @dataclass
 class Options:
-    """What was asked for. `minutes`: after which rounds are cut short, 0 for never; every contestant gets one round at least."""
+    """What was asked for. `minutes`: after which rounds are cut short, 0 for never; everyone gets one round at least."""
 
     workloads: list[Workload]
     contestants: list[Contestant]
@@ -125,7 +125,7 @@ class Bench:
     def _rows(self, workload: Workload, delay: int, share: float) -> None:
         """Round 0, then rounds until they are enough or the share is used up. Who is slow sits out first."""
         begin = time.monotonic()
-        field_ = self._field(workload)
+        field_ = self._field(workload, delay)
         taken = dict.fromkeys(field_, 0.0)
         last = dict.fromkeys(field_, 0.0)
         for number in range(0 if delay == min(workload.delays) else 1, self._options.rounds + 1):
@@ -133,9 +133,8 @@ class Bench:
                 spent = time.monotonic() - begin
                 if number > 1 and (taken[name] + last[name] > share / len(field_) and spent + last[name] > share):
                     continue
-                if self.session.fault(workload.name, min(workload.delays), name) or self.session.fault(workload.name, delay, name):
-                    continue
-                if number == 0 and name in (CEILING, FLOOR):
+                out = any(self.session.fault(workload.name, one, name) for one in {min(workload.delays), delay})
+                if out or (number == 0 and name in (CEILING, FLOOR)):
                     continue
                 self._reporter.step(f"{workload.title}, {delay} ms, round {number}: {name}")
                 start = time.monotonic()
@@ -145,10 +144,10 @@ class Bench:
                 self.session.runs.append(run)
                 self._reporter.ended(run)
 
-    def _field(self, workload: Workload) -> list[str]:
+    def _field(self, workload: Workload, delay: int) -> list[str]:
         names = [one.name for one in self._contestants if workload.extra in ("", *one.extra) or not workload.extra_needed]
-        if self._options.references:
-            names += [CEILING] * (workload.bare is not None) + [FLOOR] * workload.floor
+        if self._options.references:  # the floor asks no server, so a delay says nothing of it
+            names += [CEILING] * (workload.bare is not None) + [FLOOR] * (workload.floor and not delay)
         return names
 
     # --- one run
@@ -280,7 +279,7 @@ class Bench:
         except CommandError as error:
             raise Fault(f"preparation failed: {error}") from None
         if first and not contestant.plain and bucket.dataset is not None:
-            direct = Place(**{name: getattr(place, name) for name in place.__dataclass_fields__} | {"endpoint": self._server.endpoint})
+            direct = replace(place, endpoint=self._server.endpoint)
             writing = Mount(contestant, direct)
             try:
                 writing.start()

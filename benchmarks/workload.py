@@ -1,7 +1,7 @@
 """What a workload is: the data it needs, what is done to the mount, what is done without one, and what it must reach.
 
-`act`, `bare` and `prime` run in a process of their own (`benchmarks.actor`), so the harness never waits inside a dead mount. They
-time themselves; what they verify, they verify outside the timed part.
+`act`, `bare` and `prime` run in a process of their own (`benchmarks.actor`), so the harness never waits inside a dead mount.
+They time themselves; what they verify, they verify outside the timed part.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Sizes:
 
 @dataclass
 class Outcome:
-    """What one run did. `wrong`: what verification found; anything in it disqualifies. `extra`: figures of this workload only."""
+    """What one run did. `wrong`: what verification found, and it disqualifies. `extra`: figures of this workload only."""
 
     seconds: float
     operations: int = 1
@@ -118,7 +118,8 @@ class Workload:
     """See the module. `data`: None for an empty bucket of its own in every run; `changes`: it changes `data`.
 
     `prime` runs on an earlier mount with the same cache. `extra` names mount arguments; who has none
-    is left out if `extra_needed`, else takes part as it is. `floor`: compared with the null file system. `weight`: share of the time there is.
+    is left out if `extra_needed`, else takes part as it is. `floor`: compared with the null file system. `weight`: its share of
+    the time.
     """
 
     name: str
@@ -151,7 +152,7 @@ class Stopwatch:
 
 
 def wait_stored(scene: Scene, expected: dict[str, int], timeout: float = 60.0) -> list[str]:
-    """Returns when every key is in the bucket with its size; else, after `timeout` seconds, what is missing. Plain objects only."""
+    """Returns when every key is in the bucket with its size; else, after `timeout` seconds, what is missing. Plain objects."""
     if not scene.plain:
         return []
     store = scene.open()

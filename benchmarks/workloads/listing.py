@@ -14,8 +14,8 @@ def _flat(sizes: Sizes) -> Dataset:
 
 
 def _tree(sizes: Sizes) -> Dataset:
-    folders = sizes.count(1000)
-    return Dataset("tree", tuple(File(f"d{folder:04}/f{number}.txt", _SIZE) for folder in range(folders) for number in range(10)))
+    keys = (f"d{folder:04}/f{number}.txt" for folder in range(sizes.count(1000)) for number in range(10))
+    return Dataset("tree", tuple(File(key, _SIZE) for key in keys))
 
 
 def _ls(scene: Scene) -> Outcome:
@@ -64,5 +64,13 @@ WORKLOADS = (
         quick=True,
         targets=(Target("requests", "<=", 12), Target("x rclone", ">=", 1)),
     ),
-    Workload("find", "find over 10,000 files in 1,000 folders", "s", _find, _tree, _bare, targets=(Target("requests", "<=", 40),)),
+    Workload(
+        "find",
+        "find over 10,000 files in 1,000 folders",
+        "s",
+        _find,
+        _tree,
+        _bare,
+        targets=(Target("requests", "<=", 40),),
+    ),
 )

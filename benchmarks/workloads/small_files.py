@@ -114,7 +114,7 @@ WORKLOADS = (
         _create,
         bare=_bare_create,
         quick=True,
-        targets=(Target("x s3fs", ">=", 2), Target("requests per file", "<=", 1)),
+        targets=(Target("x s3fs", ">=", 2), Target("requests per file", "<=", 1.01)),
     ),
     Workload(
         "small-create-back",
