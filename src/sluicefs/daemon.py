@@ -42,52 +42,24 @@ def open_store(config: Config, credentials: Any = None, environment: Mapping[str
         ca_bundle=config.ca_bundle,
     )
     try:
-        try:
-            store.probe()
-        except errors.AccessDeniedError as error:
-            if not config.prefix or error.code not in ("AccessDenied", ""):
-                raise
-            store.list(config.prefix, limit=1)  # a key may be limited to the prefix
-    except errors.StoreError as error:
+        _probe(store, config.prefix)
+    except errors.SluiceError:
         store.close()
-        raise errors.BucketAccessError(explain(error, config)) from error
+        raise
     return store
 
 
-def explain(error: errors.StoreError, config: Config) -> str:
-    """What a refusal at mount time means, and what to do."""
-    bucket, endpoint = config.bucket, config.endpoint
-    said = f" ({error.strerror})"
-    if isinstance(error, errors.NoSuchBucketError):
-        return (
-            f"There is no bucket {bucket!r} at {endpoint}. Check the name, and the account or jurisdiction in the endpoint "
-            "(.eu., .fedramp.)."
-        )
-    if isinstance(error, errors.ClockSkewError):
-        return f"The clock of this machine is wrong: {endpoint} refuses its signatures. Set it, for instance with NTP.{said}"
-    if isinstance(error, errors.AccessDeniedError):
-        if error.code in ("InvalidAccessKeyId", "Unauthorized"):
-            return (
-                f"{endpoint} does not know the access key. Check AWS_ACCESS_KEY_ID or R2_ACCESS_KEY_ID, and the account.{said}"
-            )
-        if error.code == "SignatureDoesNotMatch":
-            return f"{endpoint} refuses the signature: the secret key does not belong to the access key. Set both anew.{said}"
-        if error.code in ("ExpiredToken", "TokenRefreshRequired", "InvalidToken", "ExpiredTokenException"):
-            return f"The credentials have expired or were revoked. Renew them.{said}"
-        return (
-            f"The key may not list the bucket {bucket!r}. Give it 'Object Read & Write' (or 'Object Read only') on this "
-            f"bucket, and if it is limited to a prefix, mount {bucket}:/PREFIX.{said}"
-        )
-    if isinstance(error, errors.UnreachableError):
-        hints = {
-            "DNS": "Check the endpoint's name.",
-            "TLS": "Give the authority's certificate with --ca-bundle.",
-            "TLSBroken": "Check whether the endpoint speaks https on this port.",
-            "ConnectionRefused": "Check the endpoint's host and port, and whether the server runs.",
-        }
-        hint = hints.get(error.code, "Check the network, the firewall and the endpoint.")
-        return f"{endpoint} does not answer. {hint}{said}"
-    return f"{endpoint} answered in a way sluicefs does not understand: check that it is an S3 endpoint.{said}"
+def _probe(store: S3Store, prefix: str) -> None:
+    try:
+        store.probe()
+    except errors.BucketAccessError as refused:
+        cause = refused.__cause__
+        if not prefix or not isinstance(cause, errors.AccessDeniedError) or cause.code not in ("AccessDenied", ""):
+            raise
+        try:
+            store.list(prefix, limit=1)  # a key may be limited to the prefix
+        except errors.StoreError:
+            raise refused from cause
 
 
 def run(config: Config, store: S3Store, ready: Callable[[], None]) -> None:

@@ -1,0 +1,241 @@
+"""`sluicefs mount`, `unmount`, `status`, `top`, `doctor` and `dev-server`, run as a user runs them."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sluicefs import control
+from sluicefs.devserver import DevServer
+from tests.conftest import Bucket, new_bucket
+from tests.mount.helpers import User, processes, wait_until
+
+
+@pytest.fixture
+def user(tmp_path: Path, ministack: DevServer) -> Iterator[User]:
+    for bucket in new_bucket(ministack):
+        made = User(tmp_path, bucket)
+        yield made
+        made.clean_up()
+
+
+def read(bucket: Bucket, key: str) -> bytes:
+    store = bucket.store()
+    try:
+        return bytes(store.get(key)[1])
+    finally:
+        store.close()
+
+
+def test_mount_returns_when_the_mount_answers_and_unmount_when_the_bucket_has_it_all(user: User) -> None:
+    path = user.folder()
+    before = os.stat(path).st_dev
+    assert user.ok("mount", user.bucket.name, path) == ""
+    assert os.stat(path).st_dev != before, "the mount answers in the process that asked for it"
+    assert len(processes(path)) == 1
+    Path(path, "report.txt").write_text("hello")
+    assert user.ok("unmount", path) == ""
+    assert os.stat(path).st_dev == before
+    assert processes(path) == [], "its process has ended"
+    assert read(user.bucket, "report.txt") == b"hello"
+
+
+def test_a_prefix_is_the_root(user: User) -> None:
+    path = user.folder()
+    user.ok("mount", f"{user.bucket.name}:/users/1", path)
+    Path(path, "a").write_text("x")
+    user.ok("unmount", path)
+    assert "users/1/a" in user.objects()
+
+
+def test_a_binding_of_the_config_file(user: User) -> None:
+    (user.home / "sluicefs.toml").write_text(f'[buckets.DATA]\nbucket = "{user.bucket.name}"\nprefix = "p"\nread_only = true\n')
+    path = user.folder()
+    user.ok("mount", "DATA", path)
+    with pytest.raises(OSError) as caught:
+        Path(path, "a").write_text("x")
+    assert caught.value.errno == errno.EROFS
+    user.ok("unmount", path)
+
+
+def test_a_folder_with_a_space_and_an_umlaut(user: User) -> None:
+    path = user.mount(name="my döcs")
+    Path(path, "a").write_text("x")
+    assert json.loads(user.ok("status", path, "--json"))["mountpoint"] == path
+    user.ok("unmount", path)
+    assert user.objects() == ["a"]
+
+
+def test_the_form_of_mount_8_and_fstab(user: User) -> None:
+    program = os.path.join(os.path.dirname(sys.executable), "mount.sluicefs")
+    path = user.folder()
+    words = [program, user.bucket.name, path, "-o", "ro,noauto,_netdev,x-systemd.automount,umask=027"]
+    subprocess.run(words, env=user.environment, cwd=user.home, check=True, timeout=60)
+    assert os.stat(path).st_mode & 0o777 == 0o750
+    with pytest.raises(OSError) as caught:
+        os.mkdir(f"{path}/d")
+    assert caught.value.errno == errno.EROFS
+    user.ok("unmount", path)
+
+
+def test_a_module_in_the_working_folder_is_not_run(user: User) -> None:
+    (user.home / "llfuse.py").write_text("raise SystemExit('hijacked')")
+    (user.home / "json.py").write_text("raise SystemExit('hijacked')")
+    program = os.path.join(os.path.dirname(sys.executable), "sluicefs")
+    path = user.folder()
+    subprocess.run([program, "mount", user.bucket.name, path], env=user.environment, cwd=user.home, check=True, timeout=60)
+    for name in ("llfuse.py", "json.py"):
+        os.unlink(user.home / name)  # `python -m` of the other tests does look there
+    user.ok("unmount", path)
+
+
+def test_status_shows_each_mount(user: User) -> None:
+    path = user.mount()
+    Path(path, "a").write_text("x" * 1000)
+    answer = json.loads(user.ok("status", path, "--json"))
+    assert (answer["bucket"], answer["mountpoint"], answer["alive"]) == (user.bucket.name, path, True)
+    assert answer["requests"]["PutObject"] == 1 and answer["bytes_up"] == 1000
+    assert path in [row["mountpoint"] for row in json.loads(user.ok("status", "--json"))]
+    text = user.ok("status", path)
+    assert user.bucket.name in text and "PutObject 1" in text and "0 files" in text
+    user.ok("unmount", path)
+    assert path not in user.ok("status")
+    assert "is not a mount of sluicefs" in user.fails(2, "status", path)
+
+
+def test_top_shows_the_same_live(user: User) -> None:
+    path = user.mount()
+    process = user.start("top", path)
+    time.sleep(2.5)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=10)
+    assert process.returncode == 130 and "Traceback" not in err
+    assert "pending" in out and path[:20] in out.replace("\n", "")
+    user.ok("unmount", path)
+
+
+def test_unmount_while_busy_loses_nothing(user: User) -> None:
+    path = user.mount()
+    with open(f"{path}/a", "w") as file:
+        file.write("one ")
+        file.flush()
+        said = user.fails(1, "unmount", path)
+        assert "is in use by" in said and f"process {os.getpid()}" in said
+        file.write("two")
+    user.ok("unmount", path)
+    assert read(user.bucket, "a") == b"one two"
+
+
+def test_a_second_mount_on_a_live_one_is_refused_without_harm(user: User) -> None:
+    path = user.mount()
+    Path(path, "a").write_text("x")
+    assert "is a mount already" in user.fails(1, "mount", user.bucket.name, path)
+    assert Path(path, "a").read_text() == "x"
+    user.ok("unmount", path)
+
+
+def test_what_a_crash_left_is_cleaned_up_by_the_next_mount(user: User) -> None:
+    path = user.mount()
+    Path(path, "a").write_text("x")
+    os.kill(processes(path)[0], signal.SIGKILL)
+    wait_until(lambda: not processes(path))
+    with pytest.raises(OSError) as caught:
+        os.stat(path)
+    assert caught.value.errno == errno.ENOTCONN
+    assert "its process is gone" in user.ok("status", path)
+    user.ok("mount", user.bucket.name, path)
+    assert Path(path, "a").read_text() == "x"
+    user.ok("unmount", path)
+
+
+def test_what_a_crash_left_is_cleaned_up_by_unmount(user: User) -> None:
+    path = user.mount()
+    os.kill(processes(path)[0], signal.SIGKILL)
+    wait_until(lambda: not processes(path))
+    user.ok("unmount", path)
+    assert control.find_mount(path) is None
+    assert os.listdir(path) == []
+
+
+def test_unmount_of_what_is_no_mount_of_ours(user: User) -> None:
+    assert "is not a mount" in user.fails(1, "unmount", user.folder())
+    assert "a mount of proc, not of sluicefs" in user.fails(1, "unmount", "/proc")
+
+
+def test_in_the_foreground_it_tells_the_supervisor_and_ends_on_sigterm(user: User) -> None:
+    path = user.folder()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as supervisor:
+        supervisor.bind(f"{user.home}/notify")
+        supervisor.settimeout(30)
+        user.variables["NOTIFY_SOCKET"] = f"{user.home}/notify"
+        process = user.start("mount", user.bucket.name, path, "--foreground")
+        assert b"READY=1" in supervisor.recv(1000)
+    Path(path, "a").write_text("x")
+    file = os.open(f"{path}/open", os.O_WRONLY | os.O_CREAT)
+    os.write(file, b"not closed yet")
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    with pytest.raises(OSError):
+        os.close(file)
+    assert control.find_mount(path) is None
+    assert read(user.bucket, "a") == b"x"
+    assert read(user.bucket, "open") == b"not closed yet"
+
+
+def test_the_secret_is_nowhere_to_be_seen(user: User) -> None:
+    cache = user.folder("cache")
+    path = user.mount("--cache-dir", cache, "--log-level", "debug")
+    Path(path, "a").write_text("x")
+    secret = user.bucket.server.secret_key.encode()
+    (process,) = processes(path)
+    for name in ("cmdline", "environ"):
+        assert secret not in Path(f"/proc/{process}/{name}").read_bytes()
+    user.ok("unmount", path)
+    files = [file for file in user.home.rglob("*") if file.is_file()]
+    assert [file for file in files if file.suffix == ".log"], "the log is below the home"
+    assert not [file for file in files if secret in file.read_bytes()]
+    for folder in [cache, *(folder for folder in user.home.rglob("staging/*") if folder.is_dir())]:
+        assert os.stat(folder).st_mode & 0o077 == 0 or folder == cache
+
+
+def test_doctor_finds_all_well(user: User) -> None:
+    findings = json.loads(user.ok("doctor", user.bucket.name, "--json"))
+    assert all(finding["ok"] for finding in findings)
+    names = [finding["check"] for finding in findings]
+    assert names == ["FUSE", "fusermount", "name", "connection", "clock", "credentials", "list", "write", "read", "delete"]
+    assert user.objects() == [], "the probe object is gone"
+    assert user.bucket.server.secret_key not in user.ok("doctor", user.bucket.name)
+
+
+def test_doctor_says_what_is_wrong_and_the_fix(user: User) -> None:
+    user.variables["AWS_SECRET_ACCESS_KEY"] = "x" * 40
+    done = user.run("doctor", user.bucket.name)
+    assert done.returncode == 1
+    assert "FAIL  list" in done.stdout and "The secret key does not belong to" in done.stdout
+
+
+def test_dev_server_prints_what_a_shell_needs(user: User) -> None:
+    server = user.start("dev-server", "--bucket", "mine-too")
+    try:
+        lines = [server.stdout.readline() for _ in range(5)] if server.stdout else []
+        exported = dict(line.removeprefix("export ").strip().split("=", 1) for line in lines if line.startswith("export "))
+        path = user.folder()
+        user.variables.update(exported)
+        user.ok("mount", "mine-too", path)
+        Path(path, "a").write_text("x")
+        user.ok("unmount", path)
+    finally:
+        server.send_signal(signal.SIGINT)
+        _, err = server.communicate(timeout=30)
+    assert server.returncode == 0 and "Traceback" not in err
