@@ -280,7 +280,8 @@ class DiskCache:
                 if room:
                     files.add_used(cost)
                     counted += cost
-                    segment.write(job.offset, job.data, runs)
+                    # The page cache costs more processor time, but takes in what the disk is too slow for.
+                    segment.write(job.offset, job.data, runs, direct=self._queued < self._queue_bytes // 2)
                     self.bytes_written += sum(run.piece * run.count for run in runs)
                     if new:
                         files.publish(name)  # whoever reads sees all of it or nothing

@@ -13,6 +13,8 @@ leaves a hole, one of the machine at worst a checksum that does not hold. Never 
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import os
 import struct
@@ -35,6 +37,8 @@ _PAGES = GRAIN // PAGE  # entries of the second table for each of the first
 NEW = 2 * PAGE  # bytes of disk of a file without data, at most
 # Read, check and hand out this much at once: it stays in the processor's cache in between.
 _STEP = 1024 * 1024
+# Shorter runs are written through the page cache: there the disk's latency would count.
+_DIRECT_FROM = 1024 * 1024
 _MASK = 2**64 - 1
 
 
@@ -183,13 +187,17 @@ class Segment:
         """At most so many bytes of disk are needed to write `runs`: the data, the tables, what the filesystem adds."""
         return sum(run.piece * run.count + 3 * PAGE for run in runs)
 
-    def write(self, offset: int, data: memoryview, runs: list[Run]) -> None:
-        """Keep `runs` of `data`, which are the object's bytes from `offset` on. First all data, then its checksums."""
+    def write(self, offset: int, data: memoryview, runs: list[Run], *, direct: bool) -> None:
+        """Keep `runs` of `data`, which are the object's bytes from `offset` on. First all data, then its checksums.
+
+        `direct`: long runs past the page cache, if that is possible.
+        """
         sums: list[tuple[int, bytes]] = []
         for run in runs:
             piece = data[run.offset - offset : run.offset - offset + run.piece * run.count]
             at = run.offset - self.begin
-            _write_all(self.fd, piece, _DATA_AT + at)
+            if not direct or len(piece) < _DIRECT_FROM or not _write_direct(self.fd, piece, _DATA_AT + at):
+                _write_all(self.fd, piece, _DATA_AT + at)
             seed = self._seed + run.offset
             table = _GRAINS_AT if run.piece == GRAIN else _PAGES_AT
             values = [
@@ -232,6 +240,24 @@ def _extend(runs: list[Run], piece: int, offset: int) -> None:
         runs[-1] = Run(piece, runs[-1].offset, runs[-1].count + 1)
     else:
         runs.append(Run(piece, offset, 1))
+
+
+def _write_direct(fd: int, data: memoryview, at: int) -> bool:
+    """Write past the page cache: a quarter of the processor time, and no flood of dirty pages before somebody's fsync.
+
+    False where the filesystem, or where `data` lies in memory, does not allow it. Nobody else uses `fd`.
+    """
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_DIRECT)
+        try:
+            return os.pwrite(fd, data, at) == len(data)
+        finally:
+            fcntl.fcntl(fd, fcntl.F_SETFL, flags)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return False
 
 
 def _write_all(fd: int, data: memoryview, at: int) -> None:

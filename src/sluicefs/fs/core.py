@@ -54,7 +54,7 @@ class Core:
         self.disk: DiskCache | None = None
         if config.cache_dir is not None and config.cache_size is not None:
             where = {"endpoint": config.endpoint or "", "bucket": config.bucket}
-            self.disk = DiskCache(config.cache_dir, config.cache_size, queue_bytes=memory // 4, **where)
+            self.disk = DiskCache(config.cache_dir, config.cache_size, queue_bytes=memory // 2, **where)
         self.fetcher = Fetcher(store, self.cache, READ_THREADS, self.disk)
         self.committer = Committer(self, UPLOAD_THREADS)
         self.directories = Directories(self)
