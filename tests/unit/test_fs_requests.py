@@ -270,3 +270,15 @@ def test_files_below_a_renamed_directory_stay_open(bench: Bench) -> None:
     assert bench.read("new/small") == b"small"
     assert bytes(bench.store.get("new/large", limit=2)[1]) == b"x\1"
     assert [info.key for info in bench.store.list("").objects] == ["new/", "new/large", "new/small"]
+
+
+def test_a_file_that_is_changed_while_it_is_renamed_keeps_both(bench: Bench) -> None:
+    bench.write("old", b"base" * 1000)
+    handle = bench.fs.open(bench.walk("old"), os.O_RDWR)
+    bench.fs.write(handle, 0, b"X")
+    bench.fs.rename(ROOT_INO, b"old", ROOT_INO, b"new")
+    assert bytes(bench.fs.read(handle, 0, 4)) == b"Xase"
+    bench.fs.flush(handle)
+    bench.fs.release(handle)
+    assert bytes(bench.store.get("new")[1]) == b"Xase" + b"base" * 999
+    assert [info.key for info in bench.store.list("").objects] == ["new"]

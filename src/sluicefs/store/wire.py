@@ -144,7 +144,9 @@ def iso_date(text: str) -> float:
 
 
 def object_info(key: str, headers: Mapping[str, str], size: int) -> ObjectInfo:
-    """What the headers of a HEAD or GET say about the object."""
+    """What the headers of a HEAD or GET say about the object. Raises MalformedError without an ETag: no object, then."""
+    if "etag" not in headers:
+        raise MalformedError("the answer has no ETag, so it is not an object's")
     return ObjectInfo(
         key,
         size,
