@@ -232,7 +232,7 @@ class DiskCache:
             files = Folder(self.folder)
             with files.locked():
                 files.count()
-                self.evictions += files.make_room(0, self.limit, "")[1]
+                self.evictions += files.make_room(0, self.limit)[1]
             self._files = files
         return self._files
 
@@ -264,6 +264,7 @@ class DiskCache:
             fd, new = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW), False
         except FileNotFoundError:
             fd, new = files.create(), True
+        current = NEW_FILE if new else name
         try:
             segment = Segment(fd, job.digest, index, job.size)
             if new:
@@ -275,7 +276,7 @@ class DiskCache:
             keep = not new
             if runs:
                 cost = segment.cost(runs)
-                room, evicted = files.make_room(cost, self.limit, name)
+                room, evicted = files.make_room(cost, self.limit, current, counted)
                 self.evictions += evicted
                 if room:
                     files.add_used(cost)
@@ -290,7 +291,7 @@ class DiskCache:
             pass  # it goes; the next one who reads these bytes brings them back
         finally:
             if not keep:
-                files.discard(NEW_FILE if new else name)
+                files.discard(current)
             files.add_used((_disk(fd) if keep else 0) - before - counted)
             os.close(fd)
 

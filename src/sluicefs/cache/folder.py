@@ -95,9 +95,13 @@ class Folder:
     def add_used(self, count: int) -> None:
         self.set_used(self.used() + count)
 
-    def count(self) -> Totals:
-        """Look at every file: sets the bytes used right, and learns which files leave first."""
-        self.discard(NEW_FILE)  # of a writer that died
+    def count(self, writing: str = "", reserved: int = 0) -> Totals:
+        """Look at every file: sets the bytes used right, and learns which files leave first.
+
+        The caller is at work on the file `writing` and has `reserved` bytes for it.
+        """
+        if writing != NEW_FILE:
+            self.discard(NEW_FILE)  # of a writer that died
         totals = Totals(used=_disk(os.stat(self.path)) + PAGE)
 
         def files() -> Iterator[tuple[int, str]]:
@@ -109,13 +113,13 @@ class Folder:
         self._victims = heapq.nsmallest(_VICTIMS, files())
         totals.oldest = self._victims[0][0] / 1e9 if self._victims else 0.0
         self._victims.reverse()
-        self.set_used(totals.used)
+        self.set_used(totals.used + reserved)
         return totals
 
-    def make_room(self, need: int, limit: int, keep: str) -> tuple[bool, int]:
-        """Evict, least recently used first, until `need` more bytes fit into `limit`; never the file named `keep`.
+    def make_room(self, need: int, limit: int, writing: str = "", reserved: int = 0) -> tuple[bool, int]:
+        """Evict, least recently used first, until `need` more bytes fit into `limit`; never the file that is written.
 
-        Returns whether they fit now, and how many files left.
+        `writing` and `reserved` are as in `count`. Returns whether they fit now, and how many files left.
         """
         # Directory blocks grow unseen between two looks: some 90 bytes a file, and a file costs two pages at least.
         limit -= limit // 64
@@ -126,10 +130,10 @@ class Folder:
                     self.set_used(used)
                     return False, evicted
                 self.set_used(used)
-                used, fresh = self.count().used, True
+                used, fresh = self.count(writing, reserved).used + reserved, True
                 continue
             mtime, name = self._victims.pop()
-            if name == keep:
+            if name == writing:
                 continue
             with contextlib.suppress(FileNotFoundError):
                 found = os.lstat(self.file(name))
