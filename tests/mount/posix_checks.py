@@ -1,7 +1,7 @@
 """POSIX, verb by verb: the same steps on a local disk and on a mount must have the same outcomes.
 
-`record(root)` takes every step below `root` as one of four users and returns {(verb, label): outcome}; the local disk's answer is
-the right one by definition. Run as root. No step depends on the clock's resolution or on inode numbers.
+`record(root)` takes every step below `root` as one of four users and returns {(verb, label): outcome}; the local disk's answer
+is the right one by definition. Run as root. No step depends on the clock's resolution or on inode numbers.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ def stamps(path: str) -> tuple[int, int, int]:
     return found.st_atime_ns, found.st_mtime_ns, found.st_ctime_ns
 
 
-# -- the checks ------------------------------------------------------------------------------------------------------------------
+# -- the checks ----------------------------------------------------------------------------------------------------------
 
 
 class Checks:

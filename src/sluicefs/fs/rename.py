@@ -228,19 +228,22 @@ class Renames:
             new_prefix = join_key(core.table.prefix_of(new_parent), new_name, directory=True)
         core.stored.learn(node)
         copied: dict[str, tuple[str, str]] = {}  # old key: (version copied, ETag of the copy)
+        aged: set[str] = set()
         try:
-            self._copy_below(old_prefix, new_prefix, copied)
+            self._copy_below(old_prefix, new_prefix, copied, aged)
             if core.stored.differs(node):
                 core.stored.announce(new_parent)
             with self.names.gate.alone(), ExitStack() as locks:
                 for below in sorted(self._files_below(node), key=lambda n: n.ino):
                     locks.enter_context(below.file.lock)
-                self._copy_below(old_prefix, new_prefix, copied)
+                self._copy_below(old_prefix, new_prefix, copied, aged)
                 metadata, content_type = core.stored.metadata_of(node)
+                if old_prefix in aged:
+                    metadata[FLAG] = "1"
                 etag = core.store.put(new_prefix, bytearray(), metadata=metadata, content_type=content_type)
                 entry = node.parent.dir.entries.get(node.name) if node.parent is not None else None
                 self._move(node, target, new_parent, new_name)
-                self._follow(node, old_prefix, copied)
+                self._follow(node, old_prefix, copied, aged)
         except BaseException:
             self._undo([new_prefix + key[len(old_prefix) :] for key in copied])
             raise
@@ -259,10 +262,11 @@ class Renames:
         with self.core.lock:
             return [below for below in self.core.table.below(node) if isinstance(below.state, FileState)]
 
-    def _copy_below(self, old_prefix: str, new_prefix: str, copied: dict[str, tuple[str, str]]) -> None:
+    def _copy_below(self, old_prefix: str, new_prefix: str, copied: dict[str, tuple[str, str]], aged: set[str]) -> None:
         """Copy what is new or changed since `copied`, 64 keys at a time, until a listing finds nothing more to do.
 
-        The marker of the directory itself is left to the caller: over an empty target it is the last thing to change.
+        The marker of the directory itself is left to the caller: over an empty target it is the last thing to change. `aged`
+        gets the directories with entries whose copies would show a new time in a listing: their markers are flagged.
         """
         core = self.core
         started = reported = time.monotonic()
@@ -274,6 +278,8 @@ class Renames:
                 for info in page.objects:
                     join_key(new_prefix, info.key[len(old_prefix) :])  # ENAMETOOLONG before anything is copied
                     there[info.key] = info
+                    if time.time() - info.modified > NEAR / 1e9 and core.config.attrs != "listing":
+                        aged.add(info.key[: info.key.rstrip("/").rfind("/") + 1])
                 token = page.token
                 if token is None:
                     break
@@ -289,7 +295,7 @@ class Renames:
 
             def copy(info: ObjectInfo) -> tuple[ObjectInfo, str | None]:
                 try:
-                    return info, self._copy_one(info, new_prefix + info.key[len(old_prefix) :])
+                    return info, self._copy_one(info, new_prefix + info.key[len(old_prefix) :], info.key in aged)
                 except (ConditionFailedError, NotFoundError):
                     return info, None  # changed meanwhile: the next round has it
 
@@ -301,17 +307,17 @@ class Renames:
                     log.info("renaming %s: %d of %d objects, %.0f s", old_prefix, number, len(todo), reported - started)
         raise error(errno.EBUSY, f"{old_prefix} is being changed by someone else")
 
-    def _copy_one(self, info: ObjectInfo, new_key: str) -> str:
-        """Copy one object. A directory's marker is flagged: listings show the copies' times, so its entries' own count now."""
+    def _copy_one(self, info: ObjectInfo, new_key: str, flag: bool) -> str:
+        """Copy one object. `flag`: a directory's marker has to say that its entries' own attributes count."""
         store = self.core.store
-        if info.key.endswith("/") and not info.size and self.core.config.attrs != "listing":
+        if flag and not info.size:
             metadata = {**(store.head(info.key).metadata or {}), FLAG: "1"}
             return store.copy(
                 info.key, new_key, metadata=metadata, content_type=attributes.DIRECTORY_TYPE, if_source_match=info.etag
             )
         return copy_object(store, info.key, new_key, info.size, info.etag)
 
-    def _follow(self, node: Node, old_prefix: str, copied: dict[str, tuple[str, str]]) -> None:
+    def _follow(self, node: Node, old_prefix: str, copied: dict[str, tuple[str, str]], aged: set[str]) -> None:
         """Every known node below now means the copy. The locks of the files are held."""
         core = self.core
         with core.lock:
@@ -320,9 +326,8 @@ class Renames:
                 state = directory.dir
                 state.listed_at, state.flag_of = 0.0, None
                 state.entries.prefix = core.table.prefix_of(directory)
-                if directory is not node and state.marker is not None and core.config.attrs != "listing":
-                    state.stores_attributes = True
-                    directory.complete = False
+                if old_prefix + state.entries.prefix[len(new_prefix) :] in aged:
+                    state.stores_attributes, directory.complete = True, directory is node
             core.walks.forget()
             for below in core.table.below(node):
                 if below.is_dir or below.etag is None:
