@@ -61,7 +61,7 @@ class ConditionFailedError(StoreError):
 
 
 class AccessDeniedError(StoreError):
-    """403: the key may not do this. `code` tells SignatureDoesNotMatch, InvalidAccessKeyId, ExpiredToken, AccessDenied apart."""
+    """403: the key may not do this. `code` tells bad signature, unknown key, expired token apart."""
 
     default_errno = _errno.EACCES
 

@@ -215,7 +215,7 @@ def test_a_whole_object_is_not_taken_for_a_range(make: MakeStore) -> None:
 def test_garbage_is_no_listing(make: MakeStore, body: bytes) -> None:
     with ScriptedServer(answer("200 OK", body)) as server:
         store = make(server, timeout=0.5)
-        with pytest.raises(UnreachableError, match="malformed|closed before"):
+        with pytest.raises(UnreachableError, match=r"malformed|closed before"):
             store.list("a")
         store.close()
 
