@@ -15,9 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sluicefs.errors import StoreError
+from sluicefs.errors import NotFoundError, StoreError
 from sluicefs.fs.entries import Entry
-from sluicefs.fs.names import RESERVED, error, join_key
+from sluicefs.fs.names import FOLDER_SUFFIX, RESERVED, error, join_key
 from sluicefs.fs.nodes import FileState, Node
 from sluicefs.fs.rename import Gate, Renames, copy_object
 from sluicefs.store.api import ObjectInfo
@@ -272,15 +272,27 @@ class Namespace:
                 node.dir.listed_at = 0.0
             raise error(errno.ENOTEMPTY)
 
-    def _delete_markers(self, node: Node) -> None:
+    def marker_keys(self, node: Node) -> list[str]:
+        """The keys that make a directory be there when it is empty: `dir/`, and the forms of other programs."""
         core = self.core
-        keys = {core.key_of(node)}
+        own = core.key_of(node)
         assert node.parent is not None
         entry = node.parent.dir.entries.get(node.name)
-        if entry is not None and entry.info is not None:
-            keys.add(entry.info.key)  # `dir` or `dir_$folder$`, made by other programs
-        for key in keys:
-            core.store.delete(key)
+        if entry is None or entry.info is None or entry.info.key == own:
+            return [own]
+        found = [own, entry.info.key]
+        for other in (own[:-1], own[:-1] + FOLDER_SUFFIX):  # where one of them is, another may be
+            if other != entry.info.key:
+                try:
+                    if not core.store.head(other).size:
+                        found.append(other)
+                except NotFoundError:
+                    pass
+        return found
+
+    def _delete_markers(self, node: Node) -> None:
+        for key in self.marker_keys(node):
+            self.core.store.delete(key)
 
     # -- renaming ---------------------------------------------------------------------------------------------------------
 

@@ -241,7 +241,7 @@ class Renames:
                 if old_prefix in aged:
                     metadata[FLAG] = "1"
                 etag = core.store.put(new_prefix, bytearray(), metadata=metadata, content_type=content_type)
-                entry = node.parent.dir.entries.get(node.name) if node.parent is not None else None
+                old_keys = [*copied, *self.names.marker_keys(node)]
                 self._move(node, target, new_parent, new_name)
                 self._follow(node, old_prefix, copied, aged)
         except BaseException:
@@ -250,9 +250,6 @@ class Renames:
         with core.lock:
             node.dir.marker = ObjectInfo(new_prefix, 0, etag, time.time())
             node.dir.flag_of, node.metadata = None, metadata
-        old_keys = [*copied, old_prefix]
-        if entry is not None and entry.info is not None:
-            old_keys.append(entry.info.key)  # `dir` or `dir_$folder$`, made by other programs
         for key, why in core.store.delete_many(old_keys):
             log.error("%s was copied to its new name but could not be deleted, and is tried again later: %s", key, why)
             self._leftovers.append(key)
