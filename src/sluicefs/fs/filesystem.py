@@ -137,6 +137,10 @@ class FileSystem:
         """
         node = self.node(ino)
         self._require_writable()
+        with self.names.gate.shared():
+            return self._setattr(node, change)
+
+    def _setattr(self, node: Node, change: SetAttr) -> Node:
         if change.size is not None:
             if node.is_dir:
                 raise error(errno.EISDIR)
@@ -189,7 +193,8 @@ class FileSystem:
     def setxattr(self, ino: int, name: bytes, value: bytes) -> None:
         """Raises E2BIG, ENOSPC, EOPNOTSUPP, EPERM."""
         self._require_writable()
-        self.xattrs.set(self.node(ino), name, value)
+        with self.names.gate.shared():
+            self.xattrs.set(self.node(ino), name, value)
 
     def listxattr(self, ino: int) -> list[bytes]:
         return self.xattrs.names(self.node(ino))
@@ -197,7 +202,8 @@ class FileSystem:
     def removexattr(self, ino: int, name: bytes) -> None:
         """Raises ENODATA."""
         self._require_writable()
-        self.xattrs.set(self.node(ino), name, None)
+        with self.names.gate.shared():
+            self.xattrs.set(self.node(ino), name, None)
 
     # -- files ------------------------------------------------------------------------------------------------------------
 
@@ -214,7 +220,11 @@ class FileSystem:
 
     def open(self, ino: int, flags: int) -> int:
         """Open a file; returns a handle number. ESTALE: the name now means another object."""
-        return self._new_handle(self.files.open(self.node(ino), flags))
+        node = self.node(ino)
+        if (flags & os.O_ACCMODE) == os.O_RDONLY:
+            return self._new_handle(self.files.open(node, flags))
+        with self.names.gate.shared():
+            return self._new_handle(self.files.open(node, flags))
 
     def create(self, parent_ino: int, name: bytes, mode: int, flags: int, caller: Caller) -> tuple[int, Node]:
         """Create and open; (handle number, node with its lookup count raised). An existing file is opened unless O_EXCL."""
@@ -227,7 +237,7 @@ class FileSystem:
                 raise
             node = self.lookup(parent_ino, name)
             try:
-                return self._new_handle(self.files.open(node, flags)), node
+                return self.open(node.ino, flags), node
             except BaseException:
                 self.forget([(node.ino, 1)])  # the kernel will not know of it
                 raise

@@ -38,16 +38,20 @@ REPORT = 5.0  # seconds between two lines of progress
 
 
 class Gate:
-    """Verbs that change names pass it side by side; the last step of a directory's rename passes it alone."""
+    """Verbs that change names or files pass it side by side; the last step of a directory's rename passes it alone.
+
+    Nobody passes it twice at a time. It is taken before any other lock.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._inside = 0
+        self._alone = 0  # waiting for it, or inside
 
     @contextmanager
     def shared(self) -> Iterator[None]:
         with self._changed:
-            while self._inside < 0:
+            while self._alone:
                 self._changed.wait()
             self._inside += 1
         try:
@@ -60,14 +64,16 @@ class Gate:
     @contextmanager
     def alone(self) -> Iterator[None]:
         with self._changed:
+            while self._alone:
+                self._changed.wait()
+            self._alone = 1
             while self._inside:
                 self._changed.wait()
-            self._inside = -1
         try:
             yield
         finally:
             with self._changed:
-                self._inside = 0
+                self._alone = 0
                 self._changed.notify_all()
 
 
@@ -87,7 +93,7 @@ def copy_object(
     if metadata is None:
         info = store.head(source)
         metadata, content_type = dict(info.metadata or {}), info.content_type
-    part = max(COPY_PART, -(-size // MAX_PARTS // MiB + 1) * MiB if size > COPY_PART * MAX_PARTS else 0)
+    part = max(COPY_PART, -(-size // (MAX_PARTS * MiB)) * MiB)
     upload_id = store.create_upload(target, metadata=metadata, content_type=content_type)
     try:
         parts = []
@@ -230,13 +236,14 @@ class Renames:
         copied: dict[str, tuple[str, str]] = {}  # old key: (version copied, ETag of the copy)
         aged: set[str] = set()
         try:
-            self._copy_below(old_prefix, new_prefix, copied, aged)
+            self._copy_below(old_prefix, new_prefix, copied, aged, rounds=1)
             if core.stored.differs(node):
                 core.stored.announce(new_parent)
             with self.names.gate.alone(), ExitStack() as locks:
                 for below in sorted(self._files_below(node), key=lambda n: n.ino):
                     locks.enter_context(below.file.lock)
-                self._copy_below(old_prefix, new_prefix, copied, aged)
+                if not self._copy_below(old_prefix, new_prefix, copied, aged, rounds=ROUNDS):
+                    raise error(errno.EBUSY, f"{old_prefix} is being changed by someone else")
                 metadata, content_type = core.stored.metadata_of(node)
                 if old_prefix in aged:
                     metadata[FLAG] = "1"
@@ -259,15 +266,17 @@ class Renames:
         with self.core.lock:
             return [below for below in self.core.table.below(node) if isinstance(below.state, FileState)]
 
-    def _copy_below(self, old_prefix: str, new_prefix: str, copied: dict[str, tuple[str, str]], aged: set[str]) -> None:
-        """Copy what is new or changed since `copied`, 64 keys at a time, until a listing finds nothing more to do.
+    def _copy_below(
+        self, old_prefix: str, new_prefix: str, copied: dict[str, tuple[str, str]], aged: set[str], *, rounds: int
+    ) -> bool:
+        """Copy what is new or changed since `copied`, 64 keys at a time, until a listing finds nothing to do (True).
 
         The marker of the directory itself is left to the caller: over an empty target it is the last thing to change. `aged`
         gets the directories with entries whose copies would show a new time in a listing: their markers are flagged.
         """
         core = self.core
         started = reported = time.monotonic()
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             there: dict[str, ObjectInfo] = {}
             token: str | None = None
             while True:
@@ -288,7 +297,7 @@ class Renames:
                     del copied[key]
             todo = [info for key, info in there.items() if copied.get(key, ("", ""))[0] != info.etag]
             if not todo:
-                return
+                return True
 
             def copy(info: ObjectInfo) -> tuple[ObjectInfo, str | None]:
                 try:
@@ -302,7 +311,7 @@ class Renames:
                 if time.monotonic() - reported > REPORT:
                     reported = time.monotonic()
                     log.info("renaming %s: %d of %d objects, %.0f s", old_prefix, number, len(todo), reported - started)
-        raise error(errno.EBUSY, f"{old_prefix} is being changed by someone else")
+        return False
 
     def _copy_one(self, info: ObjectInfo, new_key: str, flag: bool) -> str:
         """Copy one object. `flag`: a directory's marker has to say that its entries' own attributes count."""
