@@ -36,9 +36,8 @@ class _Put:
 
 
 @dataclass(slots=True)
-class _Remove:
+class _Heal:
     name: str
-    inode: int
 
 
 class DiskCache:
@@ -60,7 +59,7 @@ class DiskCache:
         self._queue_bytes = queue_bytes
         self._queued = 0
         self._lock = threading.Lock()
-        self._jobs: queue.SimpleQueue[_Put | _Remove | threading.Event | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[_Put | _Heal | threading.Event | None] = queue.SimpleQueue()
         self._files: Folder | None = None
         self._path = os.path.join(folder, "blocks")
         self._off_until = 0.0
@@ -141,11 +140,10 @@ class DiskCache:
 
     def _report(self, name: str, fd: int, error: Damaged) -> None:
         with contextlib.suppress(OSError):
-            found = os.fstat(fd)
-            if found.st_nlink:  # else it was evicted meanwhile
+            if os.fstat(fd).st_nlink:  # else it was evicted meanwhile
                 log.warning("cache file %s is damaged: %s; its bytes are fetched again", name, error)
                 self.damaged += 1
-                self._jobs.put(_Remove(name, found.st_ino))
+                self._jobs.put(_Heal(name))
 
     # -- in -------------------------------------------------------------------------------------------------------------
 
@@ -210,8 +208,8 @@ class DiskCache:
                 job.set()
                 continue
             try:
-                if isinstance(job, _Remove):
-                    self._remove(job)
+                if isinstance(job, _Heal):
+                    self._heal(job)
                 elif not self._off():
                     self._put(job)
             except OSError as error:
@@ -236,11 +234,10 @@ class DiskCache:
             self._files = files
         return self._files
 
-    def _remove(self, job: _Remove) -> None:
+    def _heal(self, job: _Heal) -> None:
         files = self._begin()
-        with files.locked(), contextlib.suppress(FileNotFoundError):
-            if os.lstat(files.file(job.name)).st_ino == job.inode:
-                files.remove(job.name)
+        with files.locked():
+            files.heal(job.name)
 
     def _put(self, job: _Put) -> None:
         files = self._begin()

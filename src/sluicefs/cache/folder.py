@@ -158,12 +158,25 @@ class Folder:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.file(name))
 
-    def remove(self, name: str) -> None:
-        """Delete one file."""
-        with contextlib.suppress(FileNotFoundError):
-            found = os.lstat(self.file(name))
-            os.unlink(self.file(name))
-            self.add_used(-_disk(found))
+    def heal(self, name: str) -> tuple[int, int]:
+        """Check every piece of one file and take out what is damaged; returns the good bytes, and the bad pieces."""
+        parsed = parse_name(name)
+        try:
+            fd = os.open(self.file(name), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return 0, 0
+        try:
+            if parsed is None or name_of(*parsed) != name:
+                raise Damaged("its name is not a segment's")
+            segment = Segment(fd, *parsed, size_in(fd))
+            segment.load()
+            return segment.heal()
+        except Damaged:
+            self.add_used(-_disk(os.fstat(fd)))
+            self.discard(name)
+            return 0, 1
+        finally:
+            os.close(fd)
 
     def clear(self) -> Totals:
         """Delete all files; returns what there was."""
@@ -179,26 +192,6 @@ class Folder:
     def names(self) -> list[str]:
         """Every segment's file."""
         return [name for name, _ in self._scan()]
-
-    def verify(self, name: str) -> int:
-        """Check every piece of one file; returns the bytes of data in it. Raises Damaged; FileNotFoundError if it is gone."""
-        parsed = parse_name(name)
-        assert parsed is not None, "names() gives segments' names only"
-        fd = os.open(self.file(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        try:
-            segment = Segment(fd, *parsed, size_in(fd))
-            if name_of(*parsed) != name or segment.end <= segment.begin:
-                raise Damaged("its name and what it holds do not fit")
-            segment.load()
-            total = 0
-            for offset, length in segment.pieces():
-                if length <= 0:
-                    raise Damaged(f"a checksum for bytes beyond the end, at {offset}")
-                segment.read(offset, memoryview(bytearray(length)), 0, lambda _: None)
-                total += length
-            return total
-        finally:
-            os.close(fd)
 
     def _scan(self) -> Iterator[tuple[str, os.stat_result]]:
         with os.scandir(self.path) as entries:

@@ -43,7 +43,7 @@ _MASK = 2**64 - 1
 
 
 class Damaged(Exception):
-    """What is on disk is not what was written. The file has to go."""
+    """What is on disk is not what was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,17 +208,33 @@ class Segment:
         for place, values_ in sums:
             _write_all(self.fd, memoryview(values_), place)
 
-    def pieces(self) -> Iterator[tuple[int, int]]:
-        """Offset and length of all that is there, for `verify`."""
-        for grain in range((self.end - self.begin + GRAIN - 1) // GRAIN):
+    def heal(self) -> tuple[int, int]:
+        """Check all that is there and take away the checksums that do not hold; returns the good bytes, and the bad pieces."""
+        good = bad = 0
+        for offset, length, place in self._pieces():
+            try:
+                if length <= 0:
+                    raise Damaged("a checksum beyond the end")
+                self.read(offset, memoryview(bytearray(length)), 0, lambda _: None)
+                good += length
+            except Damaged:
+                os.pwrite(self.fd, bytes(8), place)
+                bad += 1
+        return good, bad
+
+    def _pieces(self) -> Iterator[tuple[int, int, int]]:
+        """Offset and length of all that is there, and where in the file its checksum is."""
+        for grain, known in enumerate(self._grains):
             offset = self.begin + grain * GRAIN
-            if self._grains[grain]:
-                yield offset, min(GRAIN, self._size - offset)
+            if known:
+                yield offset, min(GRAIN, self.end - offset), _GRAINS_AT + grain * 8
                 continue
-            for page, known in enumerate(self._page_sums(grain)):
+            if offset >= self.end:
+                continue
+            for page, known in enumerate(self._page_sums(grain), grain * _PAGES):
+                start = self.begin + page * PAGE
                 if known:
-                    start = offset + page * PAGE
-                    yield start, min(PAGE, self._size - start)
+                    yield start, min(PAGE, self.end - start), _PAGES_AT + page * 8
 
 
 def size_in(fd: int) -> int:
