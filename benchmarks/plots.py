@@ -6,6 +6,7 @@ Each picture is 830 points wide: a README's column. A contestant keeps its colou
 from __future__ import annotations
 
 import statistics
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from benchmarks.workload import HIGHER
 OVERVIEW, BARS, CURVE, REQUESTS = "overview.svg", "bars.svg", "throughput.svg", "requests.svg"
 _WIDTH = 8.3 * 100 / 72  # inches; SVG counts 72 points to one
 _PALETTE = ("#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#F0E442")  # Okabe and Ito
-_GREYS = {"ceiling": "#555555", "floor": "#AAAAAA"}
+_GREYS = {"ceiling": "#555555", "ceiling-ministack": "#808080", "floor": "#AAAAAA"}
 _MARKERS = "osD^vPX"
 _OVERVIEW = [("read-one", 0), ("read-one", 30), ("write-one", 0), ("small-read", 0), ("small-read", 30), ("small-create", 0)]
 _OVERVIEW += [("random-16", 0), ("ls-l", 0)]
@@ -115,7 +116,7 @@ def _curves(session: Session) -> Any:
     for axis, (workload, delay) in zip(axes.flat, rows, strict=True):
         for name in session.contestants():
             curve = _typical_curve(session, workload, delay, name)
-            if curve:
+            if curve and name != "ceiling-ministack":  # its file is a smaller one
                 times, rates = _binned(curve)
                 style = {"linestyle": "--"} if name in _GREYS else {}
                 width = 2.6 if name == session.subject else 1.6
@@ -141,16 +142,24 @@ def _typical_curve(session: Session, workload: str, delay: int, name: str) -> li
 
 
 def _binned(curve: list[tuple[float, int]]) -> tuple[list[float], list[float]]:
-    """(seconds, MB/s), steps of at least a fortieth of the whole, drawn at the middle of the step."""
-    step = max(_BIN, curve[-1][0] / 40)
-    times, rates, since, base = [], [], 0.0, 0
-    for when, total in curve:
-        if when - since >= step or (when, total) == curve[-1]:
-            if when > since:
-                times.append((since + when) / 2)
-                rates.append((total - base) / (when - since) / 1e6)
-            since, base = when, total
-    return times, rates
+    """(seconds, MB/s) in equal steps of about a thirtieth of the whole, each drawn at its middle."""
+    end = curve[-1][0]
+    steps = max(1, min(30, int(end / _BIN)))
+    edges = [end * number / steps for number in range(steps + 1)]
+    totals = [_total_at(curve, when) for when in edges]
+    rates = [(after - before) / (end / steps) / 1e6 for before, after in pairwise(totals)]
+    return [(left + right) / 2 for left, right in pairwise(edges)], rates
+
+
+def _total_at(curve: list[tuple[float, int]], when: float) -> float:
+    """Bytes after `when` seconds, on a straight line between two points of the curve."""
+    before = (0.0, 0)
+    for point in curve:
+        if point[0] >= when:
+            width = point[0] - before[0]
+            return before[1] + (point[1] - before[1]) * ((when - before[0]) / width if width else 1)
+        before = point
+    return before[1]
 
 
 def _requests(session: Session) -> Any:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import plots
-from benchmarks.results import Session
+from benchmarks.results import REFERENCES, Session
 from benchmarks.workload import Target
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
@@ -130,7 +130,7 @@ def count_rows(session: Session) -> _Rows:
     for workload, delay in session.rows():
         for name in session.contestants():
             run = session.counted(workload, delay, name)
-            if run is None or run.counts is None or name in ("ceiling", "floor"):
+            if run is None or run.counts is None or name in REFERENCES:
                 continue
             counts = run.counts
             verbs = ", ".join(f"{verb} {number}" for verb, number in counts["requests"].items())
@@ -144,7 +144,7 @@ def cost_rows(session: Session) -> _Rows:
     rows = [["workload", "contestant", "CPU s per GB", "CPU ms per file or read", "RSS idle MB", "RSS peak MB"]]
     for workload, delay in session.rows():
         for name in session.contestants():
-            if name == "ceiling" or not session.values(workload, delay, name):
+            if name.startswith("ceiling") or not session.values(workload, delay, name):
                 continue
             figures = [session.figure(figure, workload, delay, name) for figure in ("CPU s/GB", "CPU ms/file")]
             figures += [session.figure(figure, workload, delay, name) for figure in ("idle RSS MB", "peak RSS MB")]

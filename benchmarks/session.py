@@ -21,21 +21,27 @@ from typing import Any
 
 from benchmarks import machine
 from benchmarks.contestants import Contestant, Fault, Mount, Place, search_path
-from benchmarks.data import Dataset, upload
+from benchmarks.data import Dataset, File, MiB, upload
 from benchmarks.processes import CommandError, Meter, Usage, drop_caches, module_command, run_command
 from benchmarks.proxy import Proxy
-from benchmarks.results import Run, Session
+from benchmarks.results import REFERENCES, Run, Session
 from benchmarks.workload import REGION, Outcome, Scene, Sizes, Workload
 from sluicefs.devserver import DevServer
 from sluicefs.store.s3 import S3Store
 
-CEILING, FLOOR = "ceiling", "floor"
+CEILING, SECOND, FLOOR = REFERENCES
+_SECOND_SIZE = 512 * MiB  # bytes; the second server keeps them in memory, more than once
 _DELAY = 30
 
 
 @dataclass
 class Options:
-    """What was asked for. `minutes`: after which rounds are cut short, 0 for never; everyone gets one round at least."""
+    """What was asked for. `minutes`: after which rounds are cut short, 0 for never; everyone gets one round at least.
+
+    `limit`: seconds after which a long series of small files may stop. `references`: ceiling and floor too. `thorough`: the
+    machine's caches are emptied before every run, and a second server is asked; without, cold is a fresh mount with an empty
+    cache folder, and programs start warm.
+    """
 
     workloads: list[Workload]
     contestants: list[Contestant]
@@ -44,6 +50,7 @@ class Options:
     scale: float = 1.0
     limit: float = 20.0
     references: bool = True
+    thorough: bool = True
     folder: str | None = None
 
 
@@ -77,6 +84,7 @@ class Bench:
         self._serial = 0
         self._buckets: dict[str, _Bucket] = {}
         self._begin = 0.0
+        self._ministack: DevServer | None = None
         left_out = {one.name: f"{one.program} is not installed" for one in options.contestants if not one.is_installed}
         self._contestants = [one for one in options.contestants if one.name not in left_out]
         self.session = Session(
@@ -85,27 +93,27 @@ class Bench:
             plain={one.name: one.plain for one in self._contestants},
             left_out=left_out,
             units={one.name: one.unit for one in options.workloads},
-            titles={one.name: one.title for one in options.workloads},
+            titles={one.name: self._title(one) for one in options.workloads},
             targets={one.name: [asdict(target) for target in one.targets] for one in options.workloads},
         )
 
     def run(self) -> Session:
         """Everything. Raises OSError, DevServerError or ProxyError when the harness itself cannot work."""
         with contextlib.ExitStack() as stack:
+            self._stack = stack
             stack.enter_context(_sigterm_raises())
             self._begin = time.monotonic()
             self._folder = Path(stack.enter_context(_work_folder(self._options.folder)))
             stack.enter_context(_fusermount3(self._folder))
             self._server = stack.enter_context(DevServer("seaweedfs", in_memory=True))
             self._proxy = stack.enter_context(Proxy(self._server.endpoint, self._folder, _DELAY))
-            self._keys = {"AWS_ACCESS_KEY_ID": self._server.access_key, "AWS_SECRET_ACCESS_KEY": self._server.secret_key}
             self._reporter.start(sum(len(one.delays) for one in self._options.workloads))
             try:
-                remaining = sum(one.weight * len(one.delays) for one in self._options.workloads)
+                remaining = sum(_weight(one, delay) for one in self._options.workloads for delay in one.delays)
                 for index, workload in enumerate(self._options.workloads):
                     for delay in workload.delays:
-                        self._rows(workload, delay, self._share(workload.weight / remaining))
-                        remaining -= workload.weight
+                        self._row(workload, delay, self._share(_weight(workload, delay) / remaining))
+                        remaining -= _weight(workload, delay)
                         self.session.save(self._output)
                     self._forget(self._options.workloads[index + 1 :])
                 self.session.finished = True
@@ -113,6 +121,12 @@ class Bench:
                 self.session.seconds = time.monotonic() - self._begin
                 self.session.save(self._output)
         return self.session
+
+    def _title(self, workload: Workload) -> str:
+        dataset = workload.data(self._sizes) if workload.data is not None else Dataset("", ())
+        size = dataset.size / 2**30
+        words = f"{size:g} GiB" if size >= 1 else f"{dataset.size / 2**20:.0f} MiB"
+        return workload.title.format(files=f"{len(dataset.files):,}", size=words)
 
     # --- time
 
@@ -122,7 +136,7 @@ class Bench:
             return float("inf")
         return max(0.0, self._options.minutes * 60 - (time.monotonic() - self._begin)) * part
 
-    def _rows(self, workload: Workload, delay: int, share: float) -> None:
+    def _row(self, workload: Workload, delay: int, share: float) -> None:
         """Round 0, then rounds until they are enough or the share is used up. Who is slow sits out first."""
         begin = time.monotonic()
         field_ = self._field(workload, delay)
@@ -134,7 +148,7 @@ class Bench:
                 if number > 1 and (taken[name] + last[name] > share / len(field_) and spent + last[name] > share):
                     continue
                 out = any(self.session.fault(workload.name, one, name) for one in {min(workload.delays), delay})
-                if out or (number == 0 and name in (CEILING, FLOOR)):
+                if out or (number == 0 and name in REFERENCES):
                     continue
                 self._reporter.step(f"{workload.title}, {delay} ms, round {number}: {name}")
                 start = time.monotonic()
@@ -147,7 +161,10 @@ class Bench:
     def _field(self, workload: Workload, delay: int) -> list[str]:
         names = [one.name for one in self._contestants if workload.extra in ("", *one.extra) or not workload.extra_needed]
         if self._options.references:  # the floor asks no server, so a delay says nothing of it
-            names += [CEILING] * (workload.bare is not None) + [FLOOR] * (workload.floor and not delay)
+            names += [CEILING] * (workload.bare is not None)
+            names += [SECOND] * (workload.second and not delay and self._options.thorough) + [FLOOR] * (
+                workload.floor and not delay
+            )
         return names
 
     # --- one run
@@ -158,13 +175,15 @@ class Bench:
         door = self._proxy.endpoints[delay] if delay or number == 0 else self._server.endpoint
         bucket = None
         try:
-            if workload.data is not None:
+            if name == SECOND:
+                self._second(workload, run)
+            elif workload.data is not None:
                 bucket = self._dataset(workload.data(self._sizes))
             else:
                 bucket = self._new_bucket(f"bench-run-{self._serial}", None)
-            if name == CEILING:
+            if bucket is not None and name == CEILING:
                 self._bare(workload, run, bucket, door)
-            else:
+            elif bucket is not None:
                 self._mounted(workload, run, bucket, door)
         except (Fault, CommandError) as error:
             run.fault = str(error)
@@ -192,10 +211,26 @@ class Bench:
         )
 
     def _bare(self, workload: Workload, run: Run, bucket: _Bucket, door: str) -> None:
+        self._cool(workload)
         self._proxy.take()
-        drop_caches()
         self._fill(run, workload, self._act(workload, "bare", self._scene(run, bucket, door)))
         run.counts = self._proxy.take().as_json() if run.delay else None
+
+    def _second(self, workload: Workload, run: Run) -> None:
+        """The ceiling again, with data of its own on MiniStack, which is started for the first such run."""
+        file = File("second.bin", self._sizes.bytes(_SECOND_SIZE))
+        if self._ministack is None:
+            self._ministack = self._stack.enter_context(DevServer("ministack"))
+            self._ministack.create_bucket(SECOND)
+            keys = (self._ministack.access_key, self._ministack.secret_key)
+            store = S3Store(SECOND, endpoint=self._ministack.endpoint, region=REGION, credentials=keys, timeout=120)
+            try:
+                upload(store, [file])
+            finally:
+                store.close()
+        where = self._ministack.endpoint
+        scene = Scene("", SECOND, where, where, [(file.key, file.size)], limit=self._options.limit)
+        self._fill(run, workload, self._act(workload, "bare", scene, self._ministack))
 
     def _mounted(self, workload: Workload, run: Run, bucket: _Bucket, door: str) -> None:
         """Cold mount, the work, unmount; measured from outside."""
@@ -214,7 +249,7 @@ class Bench:
                 finally:
                     mount.stop()
                 mount = Mount(contestant, place, extra)
-            drop_caches()
+            self._cool(workload)
             self._proxy.take()
             mount.start()
             ended = False
@@ -237,6 +272,10 @@ class Bench:
             if door != self._server.endpoint:
                 run.counts, run.mount_counts = counts.as_json(), mounted.as_json()
 
+    def _cool(self, workload: Workload) -> None:
+        if self._options.thorough and workload.cold:
+            drop_caches()
+
     def _fill(self, run: Run, workload: Workload, outcome: Outcome, usage: Usage | None = None, checked: bool = True) -> None:
         usage = usage or Usage()
         run.seconds, run.operations, run.bytes = outcome.seconds, outcome.operations, outcome.bytes
@@ -246,9 +285,11 @@ class Bench:
             raise Fault("wrong: " + "; ".join(outcome.wrong[:3]))
         run.value = outcome.value(workload.unit)
 
-    def _act(self, workload: Workload, part: str, scene: Scene) -> Outcome:
+    def _act(self, workload: Workload, part: str, scene: Scene, server: DevServer | None = None) -> Outcome:
+        server = server or self._server
+        keys = {"AWS_ACCESS_KEY_ID": server.access_key, "AWS_SECRET_ACCESS_KEY": server.secret_key}
         given = json.dumps({"workload": workload.name, "part": part, "scene": scene.as_json()}).encode()
-        environment = dict(os.environ) | self._keys | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+        environment = dict(os.environ) | keys | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
         answer = run_command(module_command("actor"), timeout=workload.timeout, env=environment, stdin=given, name=part)
         return Outcome(**json.loads(answer))
 
@@ -335,6 +376,11 @@ class Bench:
         return S3Store(bucket, endpoint=self._server.endpoint, region=REGION, credentials=keys, timeout=120)
 
 
+def _weight(workload: Workload, delay: int) -> float:
+    """The first row of a workload has its data to store, and a round 0."""
+    return workload.weight * (2.5 if delay == min(workload.delays) else 1)
+
+
 def _floor() -> Contestant:
     folder = str(Path(__file__).resolve().parents[1])
     mount = module_command("floor", "{mountpoint}", "{state}/files.json")
@@ -354,7 +400,7 @@ def _stopped(mount: Mount, quiet: bool) -> str:
 def _work_folder(parent: str | None) -> Iterator[str]:
     """A private folder, in memory where the machine has such."""
     memory: Any = parent or ("/dev/shm" if os.path.isdir("/dev/shm") else None)
-    folder = tempfile.mkdtemp(prefix="sluicefs-bench-", dir=memory)
+    folder = tempfile.mkdtemp(prefix=f"sluicefs-bench-{os.getpid()}-", dir=memory)
     try:
         yield folder
     finally:

@@ -115,11 +115,12 @@ class Target:
 
 @dataclass(frozen=True)
 class Workload:
-    """See the module. `data`: None for an empty bucket of its own in every run; `changes`: it changes `data`.
+    """See the module. `title` may hold {files} and {size}, those of its data.
 
-    `prime` runs on an earlier mount with the same cache. `extra` names mount arguments; who has none
-    is left out if `extra_needed`, else takes part as it is. `floor`: compared with the null file system. `weight`: its share of
-    the time.
+    `data`: None for an empty bucket of its own in every run; `changes`: it changes `data`. `prime` runs on an earlier mount
+    with the same cache. `extra` names mount arguments; who has none is left out if `extra_needed`, else takes part as it is.
+    `floor`: compared with the null file system; `second`: with bare GETs from another server, too. `cold`: caches are emptied
+    first. `weight`: its share of the time. `timeout`: seconds for one run.
     """
 
     name: str
@@ -131,6 +132,8 @@ class Workload:
     prime: Callable[[Scene], Outcome] | None = None
     delays: tuple[int, ...] = (0,)
     floor: bool = False
+    second: bool = False
+    cold: bool = True
     extra: str = ""
     extra_needed: bool = True
     changes: bool = False

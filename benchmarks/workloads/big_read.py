@@ -135,13 +135,14 @@ def bare_first_byte(scene: Scene) -> Outcome:
 WORKLOADS = (
     Workload(
         "read-one",
-        "one large file, cold, sequential",
+        "{size} file read cold, in order",
         "MB/s",
         act,
         one_file,
         bare,
         delays=(0, 30),
         floor=True,
+        second=True,
         quick=True,
         weight=3,
         targets=(
@@ -154,7 +155,7 @@ WORKLOADS = (
     ),
     Workload(
         "read-four",
-        "four large files at once, cold",
+        "{files} files, {size} in all, read at once, cold",
         "MB/s",
         act,
         four_files,
@@ -169,7 +170,7 @@ WORKLOADS = (
     ),
     Workload(
         "first-byte",
-        "first byte of a large file, cold",
+        "first byte of a {size} file, cold",
         "ms",
         first_byte,
         one_file,

@@ -56,7 +56,7 @@ def _bare(scene: Scene) -> Outcome:
 WORKLOADS = (
     Workload(
         "ls-l",
-        "ls -l of 10,000 files",
+        "ls -l of {files} files",
         "s",
         _ls,
         _flat,
@@ -66,7 +66,7 @@ WORKLOADS = (
     ),
     Workload(
         "find",
-        "find over 10,000 files in 1,000 folders",
+        "find over {files} files, 10 in a folder",
         "s",
         _find,
         _tree,

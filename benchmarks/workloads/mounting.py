@@ -23,6 +23,7 @@ WORKLOADS = (
         "s",
         _act,
         _data,
+        cold=False,
         quick=True,
         targets=(Target("value", "<=", 0.6), Target("idle RSS MB", "<=", 90)),
     ),

@@ -89,6 +89,6 @@ def _overwrite(scene: Scene) -> Outcome:
 _TARGETS = (Target("bytes up", "<=", _TWO_PARTS),)
 
 WORKLOADS = (
-    Workload("append", "4 KiB appended to a large object", "s", _append, _data, changes=True, targets=_TARGETS),
-    Workload("overwrite", "4 KiB changed in a large object", "s", _overwrite, _data, changes=True, targets=_TARGETS),
+    Workload("append", "4 KiB appended to a {size} object", "s", _append, _data, changes=True, targets=_TARGETS),
+    Workload("overwrite", "4 KiB changed in a {size} object", "s", _overwrite, _data, changes=True, targets=_TARGETS),
 )

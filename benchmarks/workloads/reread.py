@@ -36,7 +36,7 @@ def _prime(scene: Scene) -> Outcome:
 WORKLOADS = (
     Workload(
         "reread-memory",
-        "the same file again, page cache dropped",
+        "{size} file read again, page cache dropped",
         "MB/s",
         _warm,
         _data,
@@ -45,7 +45,7 @@ WORKLOADS = (
     ),
     Workload(
         "reread-disk",
-        "the same file after a remount, disk cache kept",
+        "{size} file read again after a remount, disk cache kept",
         "MB/s",
         _again,
         _data,

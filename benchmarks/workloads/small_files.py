@@ -93,7 +93,7 @@ def _bare_create(scene: Scene) -> Outcome:
 WORKLOADS = (
     Workload(
         "small-read",
-        "small files read in listing order",
+        "{files} files of 64 KiB read in listing order",
         "files/s",
         _read,
         _data,
@@ -109,7 +109,7 @@ WORKLOADS = (
     ),
     Workload(
         "small-create",
-        "small files created, sync",
+        "files of 64 KiB created, sync",
         "files/s",
         _create,
         bare=_bare_create,
@@ -118,7 +118,7 @@ WORKLOADS = (
     ),
     Workload(
         "small-create-back",
-        "small files created, write-back where there is one, until stored",
+        "files of 64 KiB created, write-back if it has one, until stored",
         "files/s",
         _create,
         extra="back",
