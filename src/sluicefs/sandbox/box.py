@@ -159,7 +159,7 @@ class Sandbox:
                 raise
 
     def write_file(self, path: str, content: str | bytes) -> None:
-        """Write a file inside; a relative path starts at /workspace. Raises OSError as `open` does."""
+        """Write a file inside; a relative path starts at /home/sandbox. Raises OSError as `open` does."""
         self._python(_WRITE, path, content.encode() if isinstance(content, str) else content)
 
     @overload

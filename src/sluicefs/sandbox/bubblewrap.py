@@ -1,6 +1,6 @@
 """The bubblewrap command line of a sandbox: what is seen inside. Knows bwrap(1), not buckets; starts nothing.
 
-Written to can be /workspace, /tmp and what is mounted. Of this machine only programs are visible, read-only: /usr, the
+Written to can be /home/sandbox, /tmp and what is mounted. Of this machine only programs are visible, read-only: /usr, the
 Python that runs us, and the few files of /etc that programs need. Never a home directory, never /etc as a whole (it holds
 secrets that root can read), never an environment of ours.
 """
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 from sluicefs.errors import MountError
 
-WORKSPACE = "/workspace"
+WORKSPACE = "/home/sandbox"
 """Where commands start, and where HOME is."""
 
 _KEPT = (WORKSPACE, "/tmp", "/var/tmp")
@@ -49,6 +49,10 @@ def command_line(folder: str, mounts: Mapping[str, tuple[str, bool]], *, net: bo
         raise MountError("The program bwrap is missing. Install it: apt-get install bubblewrap.")
     line = [program, "--unshare-all", "--unshare-user", "--uid", str(_UID), "--gid", str(_UID), "--hostname", "sandbox"]
     line += ["--die-with-parent", "--new-session", "--cap-drop", "ALL"]
+    for place in _KEPT:
+        # Nothing is ever bound below what a command can write to, where it may have left a link.
+        holds_python = any(one.startswith(f"{place}/") for one in _interpreter())
+        line += ["--tmpfs", place] if holds_python else ["--bind", f"{folder}{place}", place]
     for place in ("/usr", *_interpreter()):
         line += ["--ro-bind", place, place]
     for link in ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"):
@@ -65,8 +69,6 @@ def command_line(folder: str, mounts: Mapping[str, tuple[str, bool]], *, net: bo
     line += ["--proc", "/proc", "--dev", "/dev"]
     for place in _SETTINGS:
         line += ["--ro-bind-try", place, place]
-    for place in _KEPT:
-        line += ["--bind", f"{folder}{place}", place]
     for path in sorted(mounts):
         outside, read_only = mounts[path]
         line += ["--ro-bind" if read_only else "--bind", outside, path]
