@@ -20,8 +20,8 @@ from sluicefs.errors import InvalidMountConfigError
 def run(mounts: tuple[str, ...], net: bool, command: tuple[str, ...], **given: Any) -> None:
     """Run COMMAND where it sees the mounted buckets and read-only programs, and nothing else; then upload and clean up.
 
-    It starts in /home/sandbox, which is thrown away, without network, credentials or this environment. -o gives options to every
-    mount. The exit status is the command's.
+    It starts in /home/sandbox, which is thrown away, without network, credentials or this environment. -o gives options
+    to every mount. The exit status is the command's.
     """
     from sluicefs.sandbox import Sandbox
 

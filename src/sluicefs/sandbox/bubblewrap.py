@@ -1,7 +1,7 @@
 """The bubblewrap command line of a sandbox: what is seen inside. Knows bwrap(1), not buckets; starts nothing.
 
-Written to can be /home/sandbox, /tmp and what is mounted. Of this machine only programs are visible, read-only: /usr, the
-Python that runs us, and the few files of /etc that programs need. Never a home directory, never /etc as a whole (it holds
+Written to can be /home/sandbox, /tmp and what is mounted. Of this machine only programs are visible, read-only: /usr,
+the Python that runs us, and the few files of /etc that programs need. Never a home directory, never /etc as a whole (it holds
 secrets that root can read), never an environment of ours.
 """
 
