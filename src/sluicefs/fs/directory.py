@@ -39,19 +39,28 @@ class Directories:
         self.core = core
         self.ttl = core.config.attr_ttl
         self.left_out: set[str] = set()
+        self._file_mode = stat.S_IFREG | core.defaults.file_mode  # one object for all nodes
+        self._dir_mode = stat.S_IFDIR | core.defaults.dir_mode
 
     # -- listings -------------------------------------------------------------------------------------------------------
 
-    def fresh(self, state: DirState, name: str | None = None) -> bool:
+    def fresh(self, state: DirState, name: str | None = None, child: Node | None = None) -> bool:
         """May the listing answer? Within its TTL always; later, during a walk, once for each name."""
         age = time.monotonic() - state.listed_at
         if not state.listed_at or age > max(WALK, self.ttl):
             return False
         if age <= self.ttl:
             return True
-        if name is None or name in state.used_late:
+        if name is None:
             return False
-        state.used_late.add(name)
+        if child is not None:
+            if child.late == state.listed_at:
+                return False
+            child.late = state.listed_at
+        elif name not in state.entries:
+            if name in state.used_late:
+                return False
+            state.used_late.add(name)
         return True
 
     def load(self, node: Node, *, force: bool = False, first_page_only: bool = False) -> bool:
@@ -116,6 +125,7 @@ class Directories:
                 entries.pop(name, None)
         state.changed = {name: at for name, at in state.changed.items() if at >= started}
         for name, child in list(node.children.items()):
+            entries.share(name)
             if name in newer:
                 continue
             entry = entries.get(name)
@@ -150,13 +160,19 @@ class Directories:
                 kind = stat.S_IFMT(child.mode)
                 self.take_attributes(child, info)
                 if stat.S_IFMT(child.mode) != kind:  # its own metadata says what a listing could not
-                    self.core.table.detach(child)
+                    self._supersede(child, info)
                     return False
             return True
         if child.checked > at:
             return True
-        self.core.table.detach(child)
+        self._supersede(child, info)
         return False
+
+    def _supersede(self, child: Node, info: ObjectInfo) -> None:
+        """The name means another object now: the next look-up makes a new node of it."""
+        if child.parent is not None:
+            child.parent.dir.entries[child.name] = Entry(child.name, attributes.says_directory(info), info)
+        self.core.table.detach(child)
 
     # -- one name -------------------------------------------------------------------------------------------------------
 
@@ -174,7 +190,7 @@ class Directories:
             now = time.monotonic()
             if child is not None and (child.draft is not None or (now - child.checked <= self.ttl and not child.is_dir)):
                 return child
-            if self.fresh(state, name):
+            if self.fresh(state, name, child):
                 return self._from_entry(parent, name)
             state.probes += 1
             try_list = now >= state.big_until and (child is None or state.probes > 2)
@@ -191,7 +207,10 @@ class Directories:
             if child is not None and child.busy:
                 return child
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
-        return child if child is not None else self.instantiate(parent, entry)
+        if child is None:
+            child = self.instantiate(parent, entry)
+            child.late = parent.dir.listed_at
+        return child
 
     def _probe(self, parent: Node, name: str) -> Node:
         """Ask for one name: its object, then whether it is a directory."""
@@ -240,24 +259,28 @@ class Directories:
         core = self.core
         kind = 0o040000 if entry.is_dir else 0o100000
         node = core.table.add(parent, entry.name, kind)
+        parent.dir.entries.share(entry.name)
         node.checked = parent.dir.listed_at if at is None else at
         info = entry.info
         if info is None:
             info = ObjectInfo(entry.name + "/", 0, "", core.started)
         self.take_attributes(node, info)
         if not entry.is_dir:
-            packed = parent.dir.entries.packed(entry.name) if entry.info is info else None
-            node.etag = packed if packed is not None and etag_of(packed) == info.etag else info.etag
-            node.size = info.size
+            packed = parent.dir.entries.packed(entry.name)
+            if packed is not None and not node.complete and etag_of(packed) == info.etag:
+                node.take_packed(packed)
+            else:
+                node.etag, node.size = info.etag, info.size
         return node
 
     def take_attributes(self, node: Node, info: ObjectInfo) -> None:
         """Let a node have the attributes of an object. Under `Core.lock`."""
         if info.metadata is None and info.content_type is None:  # from a listing, the common case: nothing to decode
             defaults = self.core.defaults
-            node.mode = (0o040000 | defaults.dir_mode) if node.is_dir else (0o100000 | defaults.file_mode)
+            node.mode = self._dir_mode if node.is_dir else self._file_mode
             node.uid, node.gid = defaults.uid, defaults.gid
-            node.atime_ns = node.mtime_ns = node.ctime_ns = round(info.modified * 1_000_000) * 1000
+            modified = round(info.modified * 1_000_000) * 1000
+            node.times = (modified, modified, modified)
             return
         found, _ = attributes.decode(
             info.metadata,
@@ -270,7 +293,7 @@ class Directories:
         if (found.mode & 0o170000) == 0o040000 and not node.is_dir:  # an empty object that says directory, no children yet
             node.children = {}
         node.mode, node.uid, node.gid, node.rdev = found.mode, found.uid, found.gid, found.rdev
-        node.atime_ns, node.mtime_ns, node.ctime_ns = found.atime_ns, found.mtime_ns, found.ctime_ns
+        node.times = (found.atime_ns, found.mtime_ns, found.ctime_ns)
         if info.metadata is not None:
             node.complete = True
             node.metadata = dict(info.metadata) or None

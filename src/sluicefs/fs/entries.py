@@ -60,6 +60,11 @@ class Entries(MutableMapping[str, Entry]):
         found = self._found[name]
         return found is None or (type(found) is Entry and found.is_dir)
 
+    def share(self, name: str) -> None:
+        """Use this very string as the key: whoever else keeps it, a name is in memory once."""
+        if name in self._found:
+            self._found[name] = self._found.pop(name)
+
     def packed(self, name: str) -> bytes | None:
         """The packed form of a plain file; None for anything else."""
         found = self._found.get(name)
@@ -92,3 +97,15 @@ def etag_of(packed: bytes) -> str:
     etag: str = digest.hex()
     return f"{etag}-{parts}" if parts else etag
 
+
+
+def size_of(packed: bytes) -> int:
+    """Bytes of the object of a packed entry."""
+    size: int = _PACKED.unpack(packed)[0]
+    return size
+
+
+def modified_ns_of(packed: bytes) -> int:
+    """Last-Modified of a packed entry in nanoseconds, exact to the microsecond."""
+    modified: float = _PACKED.unpack(packed)[1]
+    return round(modified * 1_000_000) * 1000

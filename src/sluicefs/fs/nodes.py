@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import xxhash
 
 from sluicefs.engine import BlockMap
-from sluicefs.fs.entries import Entries, etag_of
+from sluicefs.fs.entries import Entries, etag_of, modified_ns_of, size_of
 from sluicefs.fs.names import error
 from sluicefs.store.api import ObjectInfo
 
@@ -53,8 +53,8 @@ class FileState:
 class DirState:
     """What is known of a directory's entries.
 
-    `listed_at`: when the listing that `entries` came from was asked for (monotonic seconds; 0: never). `used_late`: names that
-    were answered from it after its time. `changed`: when this mount itself last changed a name, so that an older listing
+    `listed_at`: when the listing that `entries` came from was asked for (monotonic seconds; 0: never). `used_late`: names
+    that are not there and were answered for from it after its time. `changed`: when this mount itself last changed a name, so that an older listing
     does not undo it. `probes` and `big_until` steer how one name is asked for, `walked` and `order` notice a walk.
     `stores_attributes`: entries have attributes of their own in the bucket; `flag_of` is the marker's ETag that said so.
     """
@@ -79,33 +79,30 @@ class Node:
     """One inode. Times are nanoseconds since the epoch; `etag` is None until the object exists in the bucket.
 
     `checked`: when the bucket last confirmed it (monotonic seconds). `complete`: its own metadata has been read. `own`: its
-    times differ from what a listing alone would show. `content_type`: what the bucket has, where it is not the one that
+    times differ from what a listing alone would show. `late`: of the listing that answered for it after its time. `content_type`: what the bucket has, where it is not the one that
     belongs to the name.
     """
 
     __slots__ = (
         "_etag",
+        "_flags",
+        "_size",
         "_special",
-        "atime_ns",
+        "_times",
         "checked",
         "children",
-        "complete",
         "content_type",
-        "ctime_ns",
         "gid",
         "ino",
+        "late",
         "lookups",
         "metadata",
         "mode",
-        "mtime_ns",
         "name",
-        "own",
         "parent",
-        "size",
         "state",
         "uid",
-        "unlinked",
-    )  # fmt: skip
+    )
 
     def __init__(self, ino: int, parent: Node | None, name: str, mode: int):
         self.ino = ino
@@ -114,21 +111,24 @@ class Node:
         self.mode = mode
         self.uid = 0
         self.gid = 0
-        self.size = 0
-        self.atime_ns = 0
-        self.mtime_ns = 0
-        self.ctime_ns = 0
-        self._special: int | str | None = None
+        # A million nodes must fit into memory: `_etag` may be an entry's packed form, shared with the listing, and what is None
+        # of size and times is in there.
         self._etag: str | bytes | None = None
+        self._size: int | None = 0
+        self._times: tuple[int, int, int] | None = (0, 0, 0)
+        self._special: int | str | None = None
+        self._flags = 0
         self.checked = 0.0
-        self.complete = False
+        self.late = 0.0
         self.metadata: dict[str, str] | None = None
         self.content_type: str | None = None
         self.lookups = 0
         self.children: dict[str, Node] | None = {} if stat.S_ISDIR(mode) else None
         self.state: FileState | DirState | None = None
-        self.unlinked = False
-        self.own = False
+
+    def take_packed(self, packed: bytes) -> None:
+        """ETag, size and times are those of a packed entry."""
+        self._etag, self._size, self._times = packed, None, None
 
     @property
     def etag(self) -> str | None:
@@ -137,8 +137,90 @@ class Node:
         return etag_of(etag) if isinstance(etag, bytes) else etag
 
     @etag.setter
-    def etag(self, etag: str | bytes | None) -> None:
-        self._etag = etag  # bytes: an entry's packed form, shared with the listing
+    def etag(self, etag: str | None) -> None:
+        self._size, self._times = self.size, self.times
+        self._etag = etag
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        size = self._size
+        if size is None:
+            assert isinstance(self._etag, bytes)
+            size = size_of(self._etag)
+        return size
+
+    @size.setter
+    def size(self, size: int) -> None:
+        self._size = size
+
+    @property
+    def times(self) -> tuple[int, int, int]:
+        """atime, mtime, ctime in nanoseconds."""
+        times = self._times
+        if times is None:
+            assert isinstance(self._etag, bytes)
+            modified = modified_ns_of(self._etag)
+            times = (modified, modified, modified)
+        return times
+
+    @times.setter
+    def times(self, times: tuple[int, int, int]) -> None:
+        self._times = times
+
+    @property
+    def atime_ns(self) -> int:
+        return self.times[0]
+
+    @atime_ns.setter
+    def atime_ns(self, atime: int) -> None:
+        _, mtime, ctime = self.times
+        self._times = (atime, mtime, ctime)
+
+    @property
+    def mtime_ns(self) -> int:
+        return self.times[1]
+
+    @mtime_ns.setter
+    def mtime_ns(self, mtime: int) -> None:
+        atime, _, ctime = self.times
+        self._times = (atime, mtime, ctime)
+
+    @property
+    def ctime_ns(self) -> int:
+        return self.times[2]
+
+    @ctime_ns.setter
+    def ctime_ns(self, ctime: int) -> None:
+        atime, mtime, _ = self.times
+        self._times = (atime, mtime, ctime)
+
+    def _flag(self, bit: int, on: bool) -> None:
+        self._flags = self._flags | bit if on else self._flags & ~bit
+
+    @property
+    def unlinked(self) -> bool:
+        return bool(self._flags & 1)
+
+    @unlinked.setter
+    def unlinked(self, on: bool) -> None:
+        self._flag(1, on)
+
+    @property
+    def complete(self) -> bool:
+        return bool(self._flags & 2)
+
+    @complete.setter
+    def complete(self, on: bool) -> None:
+        self._flag(2, on)
+
+    @property
+    def own(self) -> bool:
+        return bool(self._flags & 4)
+
+    @own.setter
+    def own(self, on: bool) -> None:
+        self._flag(4, on)
 
     @property
     def rdev(self) -> int:
@@ -274,7 +356,7 @@ class NodeTable:
         self.drop_if_unused(node)
 
     def drop_if_unused(self, node: Node) -> None:
-        while node.ino != ROOT_INO and not node.lookups and not node.busy and not node.children:
+        while not node.lookups and node.ino != ROOT_INO and not node.busy and not node.children:
             parent = node.parent
             if self.by_ino.get(node.ino) is node:
                 del self.by_ino[node.ino]
