@@ -35,6 +35,8 @@ _PATIENCE = 60.0  # seconds the process may take to answer, beyond the store's t
 def check(config: Config) -> None:
     """What can be known before anything is started. Raises InvalidMountConfigError and MountError."""
     check_fuse()
+    if config.allow_other and not allows_other():
+        raise MountError("--allow-other needs the line user_allow_other in /etc/fuse.conf; add it, or mount as root.")
     _check_mountpoint(config.mountpoint)
     if config.cache_dir is not None:
         try:
@@ -62,6 +64,15 @@ def check_fuse() -> None:
         ) from None
     if shutil.which("fusermount") is None and os.getuid() != 0:
         raise MountError("The program fusermount is missing. Install it: apt-get install fuse.")
+
+
+def allows_other() -> bool:
+    """This user may let others see a mount (mount.fuse(8))."""
+    if os.getuid() == 0:
+        return True
+    with contextlib.suppress(OSError), open("/etc/fuse.conf") as lines:
+        return any(line.strip() == "user_allow_other" for line in lines)
+    return False
 
 
 def start(config: Config, credentials: Any = None) -> None:

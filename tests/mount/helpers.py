@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -95,7 +96,12 @@ class User:
         for row in reversed(control.mount_table()):
             if row.path.startswith(f"{self.home}/"):
                 subprocess.run(["fusermount", "-u", "-z", row.path], check=False)
-        wait_until(lambda: not processes(str(self.home)))
+        try:
+            wait_until(lambda: not processes(str(self.home)), 10)
+        except AssertionError:
+            for process in processes(str(self.home)):  # one that still tries to upload
+                os.kill(process, signal.SIGKILL)
+            raise
 
 
 def processes(word: str) -> list[int]:

@@ -104,11 +104,9 @@ def _fusermount() -> Finding:
 
 
 def _allow_other() -> Finding:
-    with contextlib.suppress(OSError), open("/etc/fuse.conf") as lines:
-        if any(line.strip() == "user_allow_other" for line in lines):
-            return Finding("allow_other", True, "/etc/fuse.conf allows it")
-    detail = "/etc/fuse.conf has no user_allow_other"
-    return Finding("allow_other", os.getuid() == 0, detail, "" if os.getuid() == 0 else "Add the line user_allow_other to it.")
+    if lifecycle.allows_other():
+        return Finding("allow_other", True, "allowed")
+    return Finding("allow_other", False, "/etc/fuse.conf has no user_allow_other", "Add that line to it, or mount as root.")
 
 
 def _endpoint(config: Config) -> Iterator[Finding]:

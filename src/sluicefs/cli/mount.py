@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
 import click
@@ -50,14 +51,14 @@ def _serve_here(config: Config) -> None:
 
 
 class _Bar:
-    """A progress bar that appears with the first report; none where nothing is pending."""
+    """A progress bar that appears with the first report; none where nothing is pending, or nobody looks."""
 
     def __init__(self) -> None:
         self._progress: Any = None
         self._most = 0
 
     def show(self, files: int, size: int) -> None:
-        if not size and self._progress is None:
+        if not sys.stderr.isatty() or (not size and self._progress is None):
             return
         if self._progress is None:
             from rich.console import Console
