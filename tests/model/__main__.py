@@ -27,6 +27,7 @@ def main() -> int:
     parser.add_argument("--without", default="", help=f"verbs to leave out, comma-separated, of: {' '.join(WEIGHTS)}")
     parser.add_argument("--sizes", default="", help="further sizes to try, bytes, comma-separated")
     parser.add_argument("--wait", type=float, default=0, help="pause for so many seconds now and then")
+    parser.add_argument("--forget", action="store_true", help="drop the kernel's inodes now and then (root)")
     parser.add_argument("--script", help="replay the steps in this file (one JSON list a line) instead")
     parser.add_argument("--hang", type=float, default=120, help="seconds for one run, after which the test ends itself")
     parser.add_argument("--journal", help="file for the steps of the present run: what to look at after a hang")
@@ -42,7 +43,9 @@ def main() -> int:
         print(found or "no difference")
         return 1 if found else 0
     sizes = tuple(int(size) for size in options.sizes.split(",") if size)
-    limits = Limits(sizes=sizes, wait=options.wait, without=frozenset(filter(None, options.without.split(","))))
+    limits = Limits(
+        sizes=sizes, wait=options.wait, forget=options.forget, without=frozenset(filter(None, options.without.split(",")))
+    )
     failures = 0
     for seed in range(options.seed, options.seed + options.runs):
         begin = time.monotonic()

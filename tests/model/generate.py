@@ -55,12 +55,13 @@ WEIGHTS = {
 class Limits:
     """What may appear. `sizes` are extra offsets and lengths in bytes (a part's size, say), drawn now and then.
 
-    `wait`: seconds of a pause now and then, for what is trusted for a time only; 0: none.
+    `wait`: seconds of a pause now and then, for what is trusted for a time only; 0: none. `forget`: let the kernel forget too.
     """
 
     slots: int = 4
     sizes: tuple[int, ...] = ()
     wait: float = 0.0
+    forget: bool = False
     without: frozenset[str] = frozenset()
 
 
@@ -75,6 +76,8 @@ class Generator:
         verbs = {verb: weight for verb, weight in WEIGHTS.items() if verb not in self._limits.without}
         if self._limits.wait:
             verbs["wait"] = 5
+        if self._limits.forget:
+            verbs["forget"] = 5
         self._verbs, self._weights = list(verbs), list(verbs.values())
         self._writes = 0
 
@@ -88,6 +91,8 @@ class Generator:
             return ["open", slot, path, flags, draw.choice((0o644, 0o600, 0o755))]
         if verb == "wait":
             return [verb, self._limits.wait]
+        if verb == "forget":
+            return [verb]
         if verb in ("close", "fsync", "fstat"):
             return [verb, slot]
         if verb == "pread":

@@ -24,7 +24,7 @@ def main() -> int:
     config = Config(bucket="memory", mountpoint=mountpoint, **fields)
     logging.basicConfig(level=config.log_level.upper(), format="%(levelname)s %(name)s %(message)s")
     store = MemoryStore()
-    serve(config, store, ready=lambda: print('ready', flush=True))
+    serve(config, store, ready=lambda: print("ready", flush=True))
     found = bucket_differences(store, local)
     print(f"{store.counters.requests}", flush=True)
     print("\n".join(found[:20]) or "the bucket equals the model", flush=True)

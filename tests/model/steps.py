@@ -13,6 +13,7 @@ import random
 import stat
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 Step = list[Any]
@@ -74,6 +75,11 @@ class Player:
 
     def do_wait(self, seconds: float) -> None:
         time.sleep(seconds)
+
+    def do_forget(self) -> None:
+        """Make the kernel forget what it knows of files that are not open, as it does when memory is short. Root only."""
+        if os.geteuid() == 0:
+            Path("/proc/sys/vm/drop_caches").write_text("2")
 
     def do_open(self, slot: int, path: str, flags: list[str], mode: int = 0o644) -> Outcome | None:
         if slot in self._slots:

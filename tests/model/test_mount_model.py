@@ -29,7 +29,7 @@ PART = 5 * 1024 * 1024
     ("options", "limits"),
     [
         ([], Limits()),
-        (["attr_ttl=0.1"], Limits(wait=0.06)),
+        (["attr_ttl=0.1"], Limits(wait=0.06, forget=True)),
         (["attrs=full"], Limits()),
         ([f"part_size={PART}", "memory=33554432"], Limits(sizes=(PART, 2 * PART, 3 * PART + 7))),
     ],
