@@ -49,6 +49,6 @@ cdef class BlockCache:
     cdef readonly int streams
     cdef object probation
     cdef object protected_blocks
-    cdef bint make_room(self, int64_t size)
+    cdef bint make_room(self, int64_t size, bint must)
     cdef void touch(self, Block block, Py_ssize_t count)
     cdef void settle(self, Block block)

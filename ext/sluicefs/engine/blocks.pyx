@@ -251,12 +251,9 @@ cdef class BlockMap:
             if next_block.offset <= start:
                 return None
             end = min(end, next_block.offset)
-        if not self.cache.make_room(end - start):
-            if not must:
-                return None
-            i = self.index_of(start)
-        else:
-            i = self.index_of(start)  # making room may have evicted blocks of this very map
+        if not self.cache.make_room(end - start, must) and not must:
+            return None
+        i = self.index_of(start)  # making room may have evicted blocks of this very map
         block = Block(start, end - start)
         block.owner = self
         self.blocks.insert(i, block)
@@ -309,8 +306,8 @@ cdef class BlockCache:
     """The budget over all blocks, and who leaves first.
 
     Segmented LRU: new blocks are on probation, a block served well over its own size (somebody came back) is protected.
-    Probation is evicted first while it holds more than a fifth of the budget, so one long sequential read passes through
-    without flushing what is read again and again.
+    Probation is evicted first, and a fifth of the budget is never protected, so one long sequential read passes through without
+    flushing what is read again and again. Only a reader that waits may evict protected blocks, read-ahead may not.
     """
 
     def __cinit__(self, int64_t budget):
@@ -327,19 +324,15 @@ cdef class BlockCache:
     def stream_closed(self):
         self.streams -= 1
 
-    cdef bint make_room(self, int64_t size):
-        """Evict until `size` more bytes fit; False if what is left cannot be evicted."""
+    cdef bint make_room(self, int64_t size, bint must):
+        """Evict until `size` more bytes fit; False if what is left may not be evicted."""
         cdef Block victim
         while self.used + size > self.budget:
-            if self.probation and (
-                not self.protected_blocks or self.used - self.in_flight - self.protected_bytes > self.budget // 5
-            ):
+            if self.probation:
                 _, victim = self.probation.popitem(False)
-            elif self.protected_blocks:
+            elif must and self.protected_blocks:
                 _, victim = self.protected_blocks.popitem(False)
                 self.protected_bytes -= victim.size
-            elif self.probation:
-                _, victim = self.probation.popitem(False)
             else:
                 return False
             self.used -= victim.size
@@ -363,6 +356,12 @@ cdef class BlockCache:
                 block.protected = True
                 self.protected_blocks[name] = block
                 self.protected_bytes += block.size
+                while self.protected_bytes > self.budget - self.budget // 5:  # the longest unused one must prove itself anew
+                    name, block = self.protected_blocks.popitem(False)
+                    self.protected_bytes -= block.size
+                    block.protected = False
+                    block.served = 0
+                    self.probation[name] = block
 
     cdef void settle(self, Block block):
         """A fetch ended: the block may now be evicted, or is gone if it failed."""

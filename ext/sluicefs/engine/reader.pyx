@@ -113,7 +113,8 @@ cdef class Reader:
 
     cdef int follow(self, int64_t offset, int64_t length) except -1:
         """Account a read; ask ahead where the pattern promises something."""
-        cdef int slot, i, hits
+        cdef int slot, hits
+        cdef bint replaced
         cdef Stream* stream
         if self.size <= self.whole:
             return 0
@@ -121,10 +122,11 @@ cdef class Reader:
         slot = match_stream(&self.pattern, offset, length)
         if slot < 0:
             stream = &self.pattern.streams[-1 - slot]
-            if stream.window_open:
+            replaced = stream.window_open
+            if replaced:
                 stream.window_open = False
                 self.cache.streams -= 1
-            self.withdraw_abandoned()
+            self.withdraw_abandoned(replaced)
             if hits >= 2:
                 self.ask_strided(offset, length)
             return 0
@@ -184,12 +186,11 @@ cdef class Reader:
             self.fetch(block, False)
         return 0
 
-    cdef int withdraw_abandoned(self) except -1:
-        """Take back what streams asked for that nobody has read from lately."""
+    cdef int withdraw_abandoned(self, bint abandoned) except -1:
+        """Take back what streams asked for that nobody has read from lately, or that gave way to new ones (`abandoned`)."""
         cdef Block block
         cdef Stream* stream
         cdef int i
-        cdef bint abandoned = False
         cdef list kept = []
         if len(self.ahead) == 0:
             return 0

@@ -102,6 +102,8 @@ cdef int64_t covered(const SpanArray* spans, int64_t start, int64_t end) noexcep
     """How many positions of [start, end) are in the set."""
     cdef Py_ssize_t i = first_ending_after(spans, start)
     cdef int64_t total = 0
+    if start >= end:
+        return 0
     while i < spans.count and spans.at[i].start < end:
         total += min(end, spans.at[i].end) - max(start, spans.at[i].start)
         i += 1
@@ -150,7 +152,7 @@ cdef class SpanSet:
         """The parts of [start, end) in the set, as a list of (start, end)."""
         cdef Py_ssize_t i = first_ending_after(&self.spans, start)
         parts = []
-        while i < self.spans.count and self.spans.at[i].start < end:
+        while start < end and i < self.spans.count and self.spans.at[i].start < end:
             parts.append((max(start, self.spans.at[i].start), min(end, self.spans.at[i].end)))
             i += 1
         return parts
@@ -160,7 +162,7 @@ cdef class SpanSet:
         cdef Py_ssize_t i = first_ending_after(&self.spans, start)
         cdef int64_t position = start
         parts = []
-        while i < self.spans.count and self.spans.at[i].start < end:
+        while start < end and i < self.spans.count and self.spans.at[i].start < end:
             if self.spans.at[i].start > position:
                 parts.append((position, self.spans.at[i].start))
             position = self.spans.at[i].end
