@@ -221,6 +221,8 @@ class FileSystem:
     def open(self, ino: int, flags: int) -> int:
         """Open a file; returns a handle number. ESTALE: the name now means another object."""
         node = self.node(ino)
+        if node.parent is None and not node.unlinked:
+            raise error(errno.ESTALE)  # another object has its name; the kernel looks it up once more
         if (flags & os.O_ACCMODE) == os.O_RDONLY:
             return self._new_handle(self.files.open(node, flags))
         with self.names.gate.shared():
