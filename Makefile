@@ -83,6 +83,7 @@ cover: $(STAMPS)/engine
 	@rm -rf build/coverage && mkdir -p build/coverage
 	PYTHONPATH=build/cover/lib $(BIN)/coverage run -m pytest $(TESTS) --timeout=0 -m 'not soak' $(ARGS)
 	$(BIN)/coverage combine --quiet && $(BIN)/coverage report && $(BIN)/coverage html --quiet -d build/coverage/html
+	@find ext -name '*.c' -delete
 
 # Which lines of the engine touch Python: build/c/**/*.html.
 annotate: $(STAMPS)/venv

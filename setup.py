@@ -48,11 +48,11 @@ extensions = [
 if not BUILDS.intersection(sys.argv[1:2]):
     from Cython.Build import cythonize
 
-    kind = "sanitize" if SANITIZE else "cover" if COVERAGE else "debug" if DEBUG else "c"
+    kind = "sanitize" if SANITIZE else "debug" if DEBUG else "c"
     extensions = cythonize(
         extensions,
         include_path=["ext"],
-        build_dir=f"build/{kind}",
+        build_dir=None if COVERAGE else f"build/{kind}",  # coverage looks for the C file beside its source
         compiler_directives=directives,
         annotate=os.environ.get("ANNOTATE") == "1",
         nthreads=os.cpu_count() or 1,
