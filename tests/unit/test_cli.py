@@ -29,7 +29,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_command_is_listed_and_has_help() -> None:
     listed = CliRunner().invoke(cli, ["--help"]).output
-    for name in ("mount", "unmount", "status", "top", "run", "doctor", "dev-server"):
+    for name in ("mount", "unmount", "status", "top", "run", "warm", "cache", "doctor", "dev-server"):
         assert re.search(rf"^  {name} +\S", listed, re.MULTILINE)
         shown = CliRunner().invoke(cli, [name, "--help"])
         assert shown.exit_code == 0 and len(shown.output) > 100

@@ -21,7 +21,7 @@ ALLOWED = {
     "errors": set(),
     "control": set(),
     "config": {"errors"},
-    "cli": {"lifecycle", "daemon", "sandbox", "devserver", "store", "__init__"} | LEAVES,
+    "cli": {"lifecycle", "daemon", "sandbox", "devserver", "cache", "staging", "store", "__init__"} | LEAVES,
     "sandbox": {"api"} | LEAVES,
     "api": {"lifecycle"} | LEAVES,
     "lifecycle": {"daemon"} | LEAVES,

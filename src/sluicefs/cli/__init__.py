@@ -23,6 +23,7 @@ _COMMANDS = {
     "top": "status",
     "run": "run",
     "warm": "warm",
+    "cache": "cache",
     "doctor": "doctor",
     "dev-server": "devserver",
 }
