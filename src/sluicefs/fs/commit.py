@@ -1,49 +1,46 @@
 """Sends drafts to the bucket: whole small files in one request, long ones in equal parts while they are still being written.
 
-Every method is called with the file's lock held, so a file has one upload at a time. A draft leaves memory and staging only
-when the bucket has answered for it.
+Every method is called with the file's lock held unless it says otherwise. A draft leaves memory and staging only when the
+bucket has answered for it; one that cannot be sent is made to survive this process.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
+import math
 import socket
-import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+import uuid
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from sluicefs.errors import StoreError
+from sluicefs.errors import CancelledError, ConditionFailedError, NotFoundError, StoreError
+from sluicefs.fs import attributes, parts
 from sluicefs.fs.draft import Draft
+from sluicefs.fs.multipart import Multipart, Patience
 from sluicefs.fs.nodes import Node
+from sluicefs.fs.stored import NEAR
+from sluicefs.staging import Base, Record
 
 if TYPE_CHECKING:
     from sluicefs.fs.core import Core
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(slots=True)
-class Streaming:
-    """A multipart upload that runs while its file is written. Part numbers are chunk indices + 1."""
-
-    key: str
-    upload_id: str
-    done: dict[int, str] = field(default_factory=dict)
-    pending: dict[int, Future[str]] = field(default_factory=dict)
-    next: int = 0  # chunks below it have been sent once
+SMALL_BODY = 1 << 20  # bytes: smaller ones are composed without asking for room
+MAX_NAME = 255
+COPY_LIMIT = 5 * parts.GiB
 
 
 class Committer:
     """Uploads of one mount."""
 
-    def __init__(self, core: Core, threads: int):
+    def __init__(self, core: Core, threads: int, memory: int):
         self.core = core
-        self.pool = ThreadPoolExecutor(threads, thread_name_prefix="upload")
-        self.streams: dict[Draft, Streaming] = {}
-        self._lock = threading.Lock()
+        self.multipart = Multipart(core, threads, memory)
+        self.conditions = Conditions(core)
+        self.attributes_changed: Callable[[Node], None] = lambda node: None  # `Files` sends them
 
     # -- while writing ------------------------------------------------------------------------------------------------
 
@@ -52,169 +49,102 @@ class Committer:
         if draft.base_limit == 0 and draft.size > draft.part_size:
             self._send_full_parts(node, draft)
         while self.core.dirty.full:
-            stream = self.streams.get(draft)
+            stream = self.multipart.streams.get(draft)
             if stream is not None and stream.pending:
-                self._reap(draft, stream, wait_for=min(stream.pending))
+                self.multipart.reap(draft, stream, wait_for=min(stream.pending))
             elif not draft.spill():
                 return
 
-    def before_write(self, draft: Draft, offset: int, length: int) -> None:
-        """The chunks a write touches must not be under way, and parts sent of them count no longer."""
-        stream = self.streams.get(draft)
-        if stream is None:
-            return
-        size = draft.part_size
-        for index in range(offset // size, (offset + max(length, 1) - 1) // size + 1):
-            if index in stream.pending:
-                self._reap(draft, stream, wait_for=index)
-            stream.done.pop(index, None)
-
-    def before_truncate(self, draft: Draft, size: int) -> None:
-        """Parts from the cut on count no longer."""
-        stream = self.streams.get(draft)
-        if stream is None:
-            return
-        low = min(size, draft.size) // draft.part_size
-        for index in [index for index in stream.pending if index >= low]:
-            self._reap(draft, stream, wait_for=index)
-        for index in [index for index in stream.done if index >= low]:
-            del stream.done[index]
-
     def _send_full_parts(self, node: Node, draft: Draft) -> None:
-        stream = self.streams.get(draft)
+        stream = self.multipart.streams.get(draft)
         if stream is None:
             if node.parent is None or not draft.extents.covers(0, draft.part_size):
                 return
-            key = self.core.key_of(node)
             metadata, content_type = self.metadata_of(node)
-            upload_id = self.core.store.create_upload(key, metadata=metadata, content_type=content_type)
-            stream = self.streams[draft] = Streaming(key, upload_id)
-        self._reap(draft, stream)
-        for index in range(stream.next, draft.size // draft.part_size):
-            start = index * draft.part_size
-            if start + draft.part_size >= draft.size or not draft.extents.covers(start, start + draft.part_size):
-                return
-            view = draft.extents.view(index, 0, draft.part_size)
-            stream.pending[index] = self.pool.submit(self._send_chunk, draft, stream, index, view)
-            stream.next = index + 1
+            plan = parts.plan_for(draft.size, draft.part_size)
+            stream = self.multipart.begin(draft, self.core.key_of(node), plan, metadata, content_type)
+        elif draft.size > stream.plan.capacity:
+            stream = self.multipart.replan(draft, stream, *self.metadata_of(node))
+        self.multipart.send_full_parts(draft, stream)
 
-    def _send_chunk(self, draft: Draft, stream: Streaming, index: int, view: memoryview) -> str:
-        with view:
-            draft.stage(view, index * draft.part_size)
-            return self.core.store.upload_part(stream.key, stream.upload_id, index + 1, view)
+    def before_write(self, draft: Draft, offset: int, length: int) -> None:
+        """The parts a write touches must not be under way, and count no longer. OSError EFBIG."""
+        if offset + length > parts.MAX_OBJECT:
+            raise OSError(errno.EFBIG, "an object has at most 4.995 TiB")
+        self.multipart.before_write(draft, offset, length)
 
-    def _reap(self, draft: Draft, stream: Streaming, wait_for: int | None = None) -> None:
-        """Take in parts that have been sent; wait for one of them if asked to."""
-        if wait_for is not None:
-            stream.pending[wait_for].exception()
-        for index, future in list(stream.pending.items()):
-            if not future.done():
-                continue
-            del stream.pending[index]
-            error = future.exception()
-            if error is None:
-                stream.done[index] = future.result()
-                start = index * draft.part_size
-                draft.mark_staged(index, start, start + draft.part_size)
-            else:
-                log.warning("part %d of %s: %s; it is sent again at close", index + 1, stream.key, error)
+    def before_truncate(self, draft: Draft, size: int) -> None:
+        """Parts from the cut on count no longer. OSError EFBIG."""
+        if size > parts.MAX_OBJECT:
+            raise OSError(errno.EFBIG, "an object has at most 4.995 TiB")
+        self.multipart.before_truncate(draft, size)
 
     # -- at close, fsync, unmount ---------------------------------------------------------------------------------------
 
-    def commit(self, node: Node) -> None:
-        """Make the bucket have what the file shows. Raises StoreError; the draft is kept then."""
+    def commit(self, node: Node, *, background: bool = False, deadline: float = math.inf) -> None:
+        """Make the bucket have what the file shows. Raises OSError; the draft is kept then, and survives this process.
+
+        ESTALE: somebody else changed the object, and what was written here is beside it. `background`: nobody waits for it, so
+        CancelledError when somebody wants to write. `deadline` (monotonic seconds): a long upload ends there, with ETIMEDOUT.
+        """
         draft = node.draft
-        if draft is None:
-            return
-        if node.unlinked or node.parent is None:
+        if draft is None or node.unlinked or node.parent is None:
             return  # nothing to keep: its name is gone, its bytes live as long as it is open
         try:
-            self._commit_to(node, draft, self.core.key_of(node))
+            key = self.core.key_of(node)
+            if draft.restored and self._bucket_has_it(node, draft, key):
+                return
+            self._commit_to(node, draft, key, Patience(draft, background, deadline))
+        except CancelledError:
+            raise
         except OSError as error:
-            if error.errno == errno.ESTALE:  # the store refused, or the base could not be read any more
-                self._keep_conflict(node, draft, error)
+            # The store refused the condition, or what the change is based on can be read no more.
+            if error.errno != errno.ESTALE or not self._keep_conflict(node, draft, error):
+                self.keep(node, draft, error)
             raise
 
-    def _commit_to(self, node: Node, draft: Draft, key: str) -> None:
+    def _commit_to(self, node: Node, draft: Draft, key: str, patience: Patience) -> None:
         if node.parent is not None and self.core.stored.differs(node):
             self.core.stored.announce(node.parent)
         metadata, content_type = self.metadata_of(node)
         condition = None if draft.replaced or draft.base is None else draft.base.etag
-        stream = self.streams.get(draft)
+        stream = self.multipart.streams.get(draft)
         if stream is not None and stream.key != key:
-            self.abandon(draft)
-            stream = None
-        if stream is None and draft.size <= 2 * draft.part_size:
-            etag = self.core.store.put(
-                key, self._whole(draft), metadata=metadata, content_type=content_type, if_match=condition
-            )
-        else:
-            etag = self._finish_upload(draft, stream, key, metadata, content_type, condition)
+            self.multipart.abandon(draft)
+        etag, metadata = self._send(draft, key, metadata, content_type, condition, patience)
         self._committed(node, draft, key, etag, metadata)
 
-    def _whole(self, draft: Draft) -> object:
-        """The file's bytes as one buffer, without a copy where they lie in one chunk."""
-        if 0 < draft.size <= draft.part_size and draft.extents.covers(0, draft.size):
-            return draft.extents.view(0, 0, draft.size)
-        body = bytearray(draft.size)
-        draft.fill(0, body)
-        return body
-
-    def _finish_upload(
+    def _send(
         self,
         draft: Draft,
-        stream: Streaming | None,
         key: str,
         metadata: dict[str, str],
         content_type: str,
         condition: str | None,
-    ) -> str:
-        store, size = self.core.store, draft.part_size
+        patience: Patience | None = None,
+    ) -> tuple[str, dict[str, str]]:
+        """Send all of a draft; returns the ETag and the metadata that went with it."""
+        stream = self.multipart.streams.get(draft)
+        if stream is None and parts.single(draft.size, draft.part_size):
+            self.conditions.check(key, condition)
+            return self._put(draft, key, metadata, content_type, condition), metadata
         if stream is None:
-            stream = Streaming(key, store.create_upload(key, metadata=metadata, content_type=content_type))
-            self.streams[draft] = stream
-        for index in list(stream.pending):
-            if index in stream.pending:
-                self._reap(draft, stream, wait_for=index)
-        count = max(1, -(-draft.size // size))
-        todo = [index for index in range(count) if index not in stream.done]
-        try:
-            self._send_rest(draft, stream, todo)
-            parts = [(index + 1, stream.done[index]) for index in range(count)]
-            etag = store.complete_upload(key, stream.upload_id, parts, if_match=condition)
-        except Exception:
-            self.abandon(draft)
-            raise
-        del self.streams[draft]
-        return etag
+            plan = parts.plan_for(draft.size, draft.part_size)
+            stream = self.multipart.begin(draft, key, plan, metadata, content_type)
+        elif draft.size > stream.plan.capacity:
+            stream = self.multipart.replan(draft, stream, metadata, content_type)
+        return self.multipart.finish(draft, stream, condition, patience), stream.metadata
 
-    def _send_rest(self, draft: Draft, stream: Streaming, todo: list[int]) -> None:
-        """The missing parts: copied by the server where the base still shows, else composed and sent, a few at a time."""
-        size = draft.part_size
-        running: dict[int, Future[str]] = {}
+    def _put(self, draft: Draft, key: str, metadata: dict[str, str], content_type: str, condition: str | None) -> str:
+        composing = draft.size > SMALL_BODY and not draft.in_one_piece(0, draft.size)
+        if composing:
+            self.multipart.composing.acquire()
         try:
-            for index in todo:
-                start, end = index * size, min((index + 1) * size, draft.size)
-                if draft.base is not None and end <= draft.base_limit and not draft.changed.touches(start, end):
-                    running[index] = self.pool.submit(
-                        self.core.store.copy_part, stream.key, stream.upload_id, index + 1, draft.base.key, start, end - start
-                    )
-                else:
-                    body = bytearray(end - start)
-                    draft.fill(start, body)
-                    running[index] = self.pool.submit(
-                        self.core.store.upload_part, stream.key, stream.upload_id, index + 1, body
-                    )
-                    del body
-                while len(running) >= 4:
-                    first = next(iter(running))
-                    stream.done[first] = running.pop(first).result()
-            while running:
-                first = next(iter(running))
-                stream.done[first] = running.pop(first).result()
+            with draft.body(0, draft.size) as body:
+                return self.core.store.put(key, body, metadata=metadata, content_type=content_type, if_match=condition)
         finally:
-            for future in running.values():
-                future.exception()
+            if composing:
+                self.multipart.composing.release()
 
     def _committed(self, node: Node, draft: Draft, key: str, etag: str, metadata: dict[str, str]) -> None:
         core = self.core
@@ -222,7 +152,9 @@ class Committer:
         with core.lock:
             node.etag = etag
             node.size = size
-            node.metadata = metadata
+            late = self._attributes_are_late(node, metadata)
+            known = node.metadata or {}
+            node.metadata = {**metadata, "xattr": known["xattr"]} if "xattr" in known else metadata
             node.complete = True
             node.checked = time.monotonic()
             state = node.file
@@ -234,32 +166,91 @@ class Committer:
             with draft.extents.view(0, 0, size) as view:
                 state.version.blocks.insert(0, view)
         draft.close()
+        if late and size <= COPY_LIMIT:
+            self.attributes_changed(node)
 
-    def abandon(self, draft: Draft) -> None:
-        """Abort the multipart upload of a draft, if it has one. Its bytes stay in memory and staging."""
-        stream = self.streams.pop(draft, None)
-        if stream is None:
+    def _attributes_are_late(self, node: Node, sent: dict[str, str]) -> bool:
+        """A long upload carries the attributes of its beginning."""
+        if sent.get("xattr") != (node.metadata or {}).get("xattr"):
+            return True
+        now = attributes.encode(node)  # type: ignore[arg-type]
+        if any(sent.get(name) != now[name] for name in ("mode", "uid", "gid")):
+            return True
+        return "mtime" in sent and abs(float(sent["mtime"]) - float(now["mtime"])) * 1e9 > (0 if node.own else NEAR)
+
+    def metadata_of(self, node: Node) -> tuple[dict[str, str], str]:
+        """(object metadata, Content-Type) of a file as it is now."""
+        return self.core.stored.metadata_of(node, content_changed=True)
+
+    # -- what must survive ------------------------------------------------------------------------------------------------
+
+    def record_of(self, node: Node, draft: Draft, *, pending: bool, error: str = "") -> Record:
+        """What the journal has to say of a draft, but for its bytes. Asks nobody."""
+        metadata = {**(node.metadata or {}), **attributes.encode(node)}  # type: ignore[arg-type]
+        base = draft.base if draft.base is not None and draft.base_limit else None
+        return Record(
+            id=draft.saved[1].id if draft.saved is not None else uuid.uuid4().hex,
+            key=self.core.key_of(node),
+            size=draft.size,
+            base=Base(base.key, base.etag, base.size) if base is not None else None,
+            etag=node.etag,
+            replaces=draft.replaces,
+            metadata=metadata,
+            content_type=node.content_type,
+            complete=node.complete,
+            pending=pending,
+            error=error,
+            at=time.time(),
+        )
+
+    def keep(self, node: Node, draft: Draft, error: OSError) -> None:
+        """It could not be sent: what was written survives this process all the same, for `recover` or the next mount."""
+        if draft.is_saved:
             return
-        for index in list(stream.pending):
-            if index in stream.pending:
-                self._reap(draft, stream, wait_for=index)
         try:
-            self.core.store.abort_upload(stream.key, stream.upload_id)
-        except StoreError as error:
-            log.warning("the upload of %s could not be aborted, the store will drop it in time: %s", stream.key, error)
+            draft.save(self.record_of(node, draft, pending=self.core.config.write_mode == "back", error=str(error)))
+        except OSError as failed:
+            log.error("%s is not in the bucket, and cannot be kept on disk either: %s", node.name, failed)
+
+    def moved(self, node: Node, *, wait: bool = True) -> None:
+        """A file has another name, base or attributes now: what is kept of it says so. OSError. `wait`: until the disk does."""
+        draft = node.draft
+        if draft is not None and draft.saved is not None:
+            old = draft.saved[1]
+            draft.save_head(self.record_of(node, draft, pending=old.pending, error=old.error), wait=wait)
+
+    def covers(self, node: Node) -> bool:
+        """Is the object under a file's key another file's, which this one was renamed over before it was sent?"""
+        return node.draft is not None and node.draft.replaces
+
+    def _bucket_has_it(self, node: Node, draft: Draft, key: str) -> bool:
+        """Was a restored draft sent before the crash, and only its record not struck out?"""
+        assert draft.saved is not None
+        try:
+            info = self.core.store.head(key)
+        except NotFoundError:
+            return False
+        ours, theirs = draft.saved[1].metadata, info.metadata or {}
+        if info.size != draft.size or any(ours.get(name) != theirs.get(name) for name in ("mtime", "ctime", "mode")):
+            draft.restored = False
+            return False
+        self._committed(node, draft, key, info.etag, dict(theirs))
+        return True
+
+    # -- letting go ---------------------------------------------------------------------------------------------------------
 
     def abandon_of(self, node: Node) -> None:
         """Abort the multipart upload of a node's draft, if there is one."""
         if node.draft is not None:
-            self.abandon(node.draft)
+            self.multipart.abandon(node.draft)
 
     def discard(self, node: Node) -> None:
         """Forget what was written: the file was unlinked and its last handle closed."""
         draft = node.draft
         if draft is not None:
-            self.abandon(draft)
+            self.multipart.abandon(draft)
             node.file.draft = None
-            draft.close()
+            draft.close(wait=True)
         aside, node.file.aside = node.file.aside, None
         if aside is not None:
             try:
@@ -267,40 +258,106 @@ class Committer:
             except StoreError as error:
                 log.warning("%s, kept for a file that was open, could not be deleted: %s", aside, error)
 
-    def metadata_of(self, node: Node) -> tuple[dict[str, str], str]:
-        """(object metadata, Content-Type) of a file as it is now."""
-        return self.core.stored.metadata_of(node, content_changed=True)
+    def dispose(self, node: Node) -> None:
+        """A node that nobody has open lost its name: forget its draft, soon. No lock is needed."""
+        self.multipart.pool.submit(self._dispose, node)
 
-    def _keep_conflict(self, node: Node, draft: Draft, error: OSError) -> None:
-        """Someone else changed the object this change is based on: keep ours beside it."""
+    def _dispose(self, node: Node) -> None:
+        try:
+            with node.file.lock:
+                if node.unlinked and not node.file.opens:
+                    self.discard(node)
+            with self.core.lock:
+                self.core.table.drop_if_unused(node)
+        except Exception:
+            log.exception("%s could not be forgotten", node.name)
+
+    # -- conflicts ----------------------------------------------------------------------------------------------------------
+
+    def _keep_conflict(self, node: Node, draft: Draft, error: OSError) -> bool:
+        """Someone else changed the object this change is based on: keep ours beside it. False: that failed."""
         core = self.core
-        with core.lock:
-            parent = node.parent
-            if parent is None:
-                return
-            stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
-            name = f"{node.name}.conflict-{socket.gethostname()}-{stamp}"
-            key = core.table.prefix_of(parent) + name
         try:
-            body = bytearray(draft.size)
-            draft.fill(0, body)
-        except (OSError, TimeoutError):  # the base is gone: only what was written here can be kept
-            log.warning("%s: the version this change was based on is gone; unchanged parts of %s are zeros", node.name, key)
-            body = bytearray(draft.size)
-            draft.base_limit = 0
-            draft.fill(0, body)
-        metadata, content_type = self.metadata_of(node)
-        try:
-            core.store.put(key, body, metadata=metadata, content_type=content_type)
-        except StoreError as failed:
-            log.error("%s was changed by someone else, and our version could not be stored as %s: %s", node.name, key, failed)
-            return
+            with core.lock:
+                parent = node.parent
+                if parent is None:
+                    return False
+                key = core.table.prefix_of(parent) + conflict_name(node.name)
+            self.multipart.abandon(draft)
+            metadata, content_type = attributes.encode(node), attributes.content_type(node.name)  # type: ignore[arg-type]
+            self._send_conflict(draft, key, metadata, content_type)
+        except OSError as failed:
+            log.error("%s was changed by someone else, and our version could not be stored beside it: %s", node.name, failed)
+            return False
         log.error("%s was changed by someone else (%s): our version is kept as %s", node.name, error, key)
         with core.lock:
             node.file.draft = None
             parent.dir.listed_at = 0.0
             core.table.detach(node)
         draft.close()
+        return True
+
+    def _send_conflict(self, draft: Draft, key: str, metadata: dict[str, str], content_type: str) -> None:
+        if draft.base is not None and draft.base_limit:
+            # What was read before the conflict can still be read; a byte that was not is gone with the version it was in.
+            try:
+                self._send(draft, key, metadata, content_type, None)
+                return
+            except OSError as error:
+                if error.errno != errno.ESTALE and not isinstance(error, (ConditionFailedError, NotFoundError)):
+                    raise
+            self.multipart.abandon(draft)
+            log.warning("the version that the change was based on is gone; its bytes are zeros in %s", key)
+            with draft.mutex:
+                draft.base_limit = 0
+        self._send(draft, key, metadata, content_type, None)
 
     def close(self) -> None:
-        self.pool.shutdown()
+        self.multipart.close()
+
+
+class Conditions:
+    """Does the endpoint heed If-Match on PutObject? Asked once, when it first matters; where it does not, HEAD comes before."""
+
+    def __init__(self, core: Core):
+        self.core = core
+        self.heeded: bool | None = True if core.config.provider in ("r2", "s3") else None
+
+    def check(self, key: str, condition: str | None) -> None:
+        """Raises ConditionFailedError where the store itself would not notice that another version is there."""
+        if condition is None:
+            return
+        if self.heeded is None:
+            self.heeded = self._probe()
+        if not self.heeded:
+            try:
+                there = self.core.store.head(key).etag
+            except NotFoundError:
+                there = ""
+            if there != condition:
+                raise ConditionFailedError(f"{key} was replaced by someone else")
+
+    def _probe(self) -> bool:
+        store = self.core.store
+        key = f"{self.core.config.prefix}.sluicefs-probe-{uuid.uuid4().hex}"
+        try:
+            store.put(key, bytearray(), if_match="d41d8cd98f00b204e9800998ecf8427e")
+        except (ConditionFailedError, NotFoundError):
+            return True
+        except StoreError as error:
+            log.debug("the question whether conditions are heeded was refused: %s", error)
+            return False
+        store.delete(key)
+        log.warning("this endpoint ignores If-Match: two writers who change one file within one round trip can lose a change")
+        return False
+
+
+def conflict_name(name: str) -> str:
+    """NAME.conflict-HOST-TIME, within 255 bytes."""
+    host = "".join(char if char.isalnum() or char in "-." else "-" for char in socket.gethostname())[:64]
+    now = time.time()
+    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now)) + f".{int(now * 1000) % 1000:03d}"
+    end = f".conflict-{host}-{stamp}"
+    while len((name + end).encode()) > MAX_NAME:
+        name = name[:-1]
+    return name + end

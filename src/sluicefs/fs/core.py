@@ -10,6 +10,7 @@ import os
 import stat
 import threading
 import time
+from typing import cast
 
 from sluicefs.cache import DiskCache
 from sluicefs.config import Config, MiB
@@ -20,7 +21,9 @@ from sluicefs.fs.directory import Directories
 from sluicefs.fs.fetching import Fetcher
 from sluicefs.fs.nodes import Node, NodeTable, Version
 from sluicefs.fs.stored import StoredAttributes
+from sluicefs.fs.uploads import JournalingStore
 from sluicefs.fs.walk import Walks
+from sluicefs.staging import Staging
 from sluicefs.store.api import Store
 
 READ_THREADS = 16
@@ -33,8 +36,10 @@ class Core:
     def __init__(self, config: Config, store: Store, staging: str):
         memory = config.memory or 512 * MiB
         self.config = config
-        self.store = store
-        self.staging = staging
+        about = {"endpoint": config.endpoint or "", "bucket": config.bucket, "prefix": config.prefix}
+        about |= {"region": config.region or "", "provider": config.provider, "mountpoint": config.mountpoint}
+        self.staging = Staging(staging, about)
+        self.store = store = cast(Store, JournalingStore(store, self.staging))
         self.started = time.time()
         self.lock = threading.RLock()
         self.defaults = Defaults(
@@ -56,7 +61,7 @@ class Core:
             where = {"endpoint": config.endpoint or "", "bucket": config.bucket}
             self.disk = DiskCache(config.cache_dir, config.cache_size, queue_bytes=memory // 2, **where)
         self.fetcher = Fetcher(store, self.cache, READ_THREADS, self.disk)
-        self.committer = Committer(self, UPLOAD_THREADS)
+        self.committer = Committer(self, UPLOAD_THREADS, memory)
         self.directories = Directories(self)
         self.stored = StoredAttributes(self)
         self.walks = Walks(self)
@@ -74,3 +79,4 @@ class Core:
         self.fetcher.close()
         self.committer.close()
         self.stored.close()
+        self.staging.close()

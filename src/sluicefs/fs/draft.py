@@ -1,26 +1,57 @@
 """What was written to one file and is not in the bucket yet.
 
 Dirty bytes lie in memory (`Extents`), and when there are many of them or they have been sent, in a staging file. Below them
-shows the version the change is based on. Every method is called with the file's lock held; nothing here talks to the bucket.
+shows the version the change is based on. Nothing here talks to the bucket but by `read_base`.
+
+Changes are made with the file's lock held. Readers need not have it: `mutex` guards what they look at, so that they need not
+wait for an upload.
 """
 
 from __future__ import annotations
 
+import errno
+import mmap
 import os
-import tempfile
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 from sluicefs.engine import DirtyMemory, Extents, SpanSet
 from sluicefs.fs.nodes import Version
+from sluicefs.staging import Journal, Record, Staging
+from sluicefs.staging.folder import sync_folder
 
 ReadBase = Callable[[int, int], object]  # (offset, length) -> bytes of the base version
+
+COPY = 1 << 20
+# A file with so few dirty bytes is kept in the journal itself: one fsync instead of three.
+INLINE = 256 * 1024
+
+_zeros = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ)
+_zeros_lock = threading.Lock()
+
+
+def zeros(length: int) -> memoryview:
+    """Zero bytes that take no memory: all of it is the kernel's one page of zeros."""
+    global _zeros
+    with _zeros_lock:
+        if len(_zeros) < length:
+            _zeros = mmap.mmap(-1, length, prot=mmap.PROT_READ)
+        return memoryview(_zeros)[:length]
 
 
 class Draft:
     """A changed file: `size` bytes, of which [0, base_limit) still show `base` where nothing was written over."""
 
     def __init__(
-        self, base: Version | None, size: int, *, part_size: int, memory: DirtyMemory, staging: str, read_base: ReadBase | None
+        self,
+        base: Version | None,
+        size: int,
+        *,
+        part_size: int,
+        memory: DirtyMemory,
+        staging: Staging,
+        read_base: ReadBase | None,
     ):
         self.base = base
         self.size = size
@@ -30,106 +61,405 @@ class Draft:
         self.staged = SpanSet()
         self.changed = SpanSet()  # everything that differs from the base, wherever its bytes lie
         self.read_base = read_base
-        self._staging = staging
-        self._staging_fd = -1
         if size < self.base_limit:
             self.base_limit = size
         self.replaced = base is None  # the whole file is new: last writer wins, no condition
+        self.replaces = False  # the object under the key is another file's, which this one was renamed over
+        self.restored = False  # a journal brought it back: perhaps the bucket has it already
+        self.closed = False
+        self.saved: tuple[Journal, Record] | None = None  # what would survive this process
+        self.saved_version = -1
+        self.version = 0  # counts changes
+        self.wanted = 0  # writers that wait while the file is sent in the background
+        self.mutex = threading.RLock()
+        self._staging = staging
+        # The staging file, guarded by a lock of its own: writers need not wait while parts are written to it.
+        self._file_lock = threading.Lock()
+        self._fd = -1
+        self._path = ""
+        self._written = SpanSet()  # positions of the staging file that hold something
+        self._frozen = SpanSet()  # those that a journal record relies on: never written over
+        self._old: list[int] = []
+
+    # -- changing -----------------------------------------------------------------------------------------------------------
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Take in bytes. BufferError while the chunk is being sent: let that end, then again."""
-        self.extents.write(offset, data)
-        end = offset + len(data)
-        if offset > self.size:  # the hole reads as zeros, and the base must not show through it
-            self.changed.add(self.size, offset)
-        self.changed.add(offset, end)
-        if end > self.size:
-            self.size = end
+        with self.mutex:
+            self.extents.write(offset, data)
+            end = offset + len(data)
+            if offset > self.size:  # the hole reads as zeros, and the base must not show through it
+                self.changed.add(self.size, offset)
+            self.changed.add(offset, end)
+            if end > self.size:
+                self.size = end
+            self.version += 1
 
     def truncate(self, size: int) -> None:
         """Set the size; what is cut off is gone, what is added reads as zeros."""
-        if size < self.size:
-            self.extents.truncate(size)
-            self.staged.remove(size, self.size)
-            self.changed.remove(size, self.size)
-            self.base_limit = min(self.base_limit, size)
-            if size == 0:
-                self.replaced = True
-        elif size > self.size:
-            self.changed.add(self.size, size)
-        self.size = size
+        with self.mutex:
+            if size < self.size:
+                self.extents.truncate(size)
+                self.staged.remove(size, self.size)
+                self.changed.remove(size, self.size)
+                self.base_limit = min(self.base_limit, size)
+                if size == 0:
+                    self.replaced = True
+            elif size > self.size:
+                self.changed.add(self.size, size)
+            self.size = size
+            self.version += 1
 
-    def read(self, offset: int, length: int) -> bytes | bytearray:
-        """At most `length` bytes from `offset`, as the file would be if it were closed now. May fetch parts of the base."""
-        length = min(length, self.size - offset)
-        if length <= 0:
-            return b""
-        buffer = bytearray(length)
-        self.fill(offset, buffer)
-        return buffer
+    # -- reading ------------------------------------------------------------------------------------------------------------
 
-    def fill(self, offset: int, buffer: bytearray) -> None:
-        """Fill the zeroed `buffer` with the file's bytes from `offset`."""
+    def read(self, offset: int, length: int) -> bytes | bytearray | None:
+        """At most `length` bytes from `offset`, as the file would be if it were closed now. May fetch parts of the base.
+
+        None: the draft is closed, the bucket has it all.
+        """
+        with self.mutex:
+            length = min(length, self.size - offset)
+            if length <= 0:
+                return None if self.closed else b""
+            buffer = bytearray(length)
+        return buffer if self.fill(offset, buffer) else None
+
+    def fill(self, offset: int, buffer: bytearray) -> bool:
+        """Fill the zeroed `buffer` with the file's bytes from `offset`. False: the draft was closed meanwhile."""
         view = memoryview(buffer)
         end = offset + len(buffer)
-        if self.base is not None and offset < self.base_limit:
-            for start, stop in self.changed.gaps(offset, min(end, self.base_limit)):
-                self._fill_base(view, offset, start, stop)
-        for start, stop in self.staged.within(offset, end):
-            self._fill_staged(view[start - offset : stop - offset], start)
-        self.extents.overlay(offset, buffer)
+        with self.mutex:
+            below = self.changed.gaps(offset, min(end, self.base_limit)) if offset < self.base_limit else []
+        for start, stop in below:  # over the network, perhaps: without the mutex
+            self._fill_base(view[start - offset : stop - offset], start)
+        with self.mutex:
+            if self.closed:
+                return False
+            for start, stop in self.staged.within(offset, end):
+                self._fill_staged(view[start - offset : stop - offset], start)
+            self.extents.overlay(offset, buffer)
+        return True
 
-    def _fill_base(self, view: memoryview, offset: int, start: int, stop: int) -> None:
+    def _fill_base(self, view: memoryview, start: int) -> None:
         assert self.read_base is not None
-        while start < stop:
-            piece = memoryview(self.read_base(start, min(stop - start, 1 << 20)))  # type: ignore[arg-type]
+        done = 0
+        while done < len(view):
+            piece = memoryview(self.read_base(start + done, min(len(view) - done, COPY)))  # type: ignore[arg-type]
             if not len(piece):
-                raise OSError(5, "the object is shorter than its size")
-            view[start - offset : start - offset + len(piece)] = piece
-            start += len(piece)
+                raise OSError(errno.EIO, "the object is shorter than its size")
+            view[done : done + len(piece)] = piece
+            done += len(piece)
 
     def _fill_staged(self, view: memoryview, start: int) -> None:
         while len(view):
-            count = os.preadv(self._staging_fd, [view], start)
+            count = os.preadv(self._fd, [view], start)
             if count <= 0:
-                raise OSError(5, "the staging file is shorter than it should be")
+                raise OSError(errno.EIO, "the staging file is shorter than it should be")
             view = view[count:]
             start += count
 
-    # -- the staging file ---------------------------------------------------------------------------------------------
+    # -- what is sent -------------------------------------------------------------------------------------------------------
+
+    def unchanged(self, start: int, end: int) -> bool:
+        """Does [start, end) still show the base, all of it?"""
+        return self.base is not None and end <= self.base_limit and not self.changed.touches(start, end)
+
+    def is_hole(self, start: int, end: int) -> bool:
+        """Is [start, end) nothing but zeros that nobody wrote?"""
+        with self.mutex:
+            if self.staged.touches(start, end):
+                return False
+            if start < self.base_limit and not self.changed.covers(start, min(end, self.base_limit)):
+                return False
+            return not self._in_memory(start, end)
+
+    def in_one_piece(self, start: int, end: int) -> bool:
+        """Can `body` give [start, end) without composing it in memory?"""
+        return self.is_hole(start, end) or self._chunk_of(start, end) >= 0 or self._all_staged(start, end)
+
+    def body(self, start: int, end: int) -> memoryview:
+        """The file's bytes [start, end), without a copy in memory where that is possible. Fetches what the base still shows."""
+        if start == end:
+            return memoryview(b"")
+        if self.is_hole(start, end):
+            return zeros(end - start)
+        chunk = self._chunk_of(start, end)
+        if chunk >= 0:
+            base = chunk * self.part_size
+            return self.extents.view(chunk, start - base, end - base)
+        if self._all_staged(start, end):
+            return self._mapped(start, end)
+        if end - start <= 2 * self.part_size:
+            buffer = bytearray(end - start)
+            self.fill(start, buffer)
+            return memoryview(buffer)
+        self._localize(start, end)
+        return self._mapped(start, end)
+
+    def _chunk_of(self, start: int, end: int) -> int:
+        """The chunk in memory that holds all of [start, end); -1 if none does."""
+        chunk = start // self.part_size
+        return chunk if end <= (chunk + 1) * self.part_size and self.extents.covers(start, end) else -1
+
+    def _all_staged(self, start: int, end: int) -> bool:
+        if not self.staged.covers(start, end):
+            return False
+        return not self._in_memory(start, end)
+
+    def _in_memory(self, start: int, end: int) -> bool:
+        """Is any byte of [start, end) dirty in memory?"""
+        for index in range(start // self.part_size, (end - 1) // self.part_size + 1):
+            if any(low < end and high > start for low, high in self._spans(index)):
+                return True
+        return False
+
+    def _spans(self, index: int) -> list[tuple[int, int]]:
+        try:
+            return self.extents.spans(index)
+        except KeyError:
+            return []
+
+    def _localize(self, start: int, end: int) -> None:
+        """Bring all of [start, end) into the staging file: for a part too large to be composed in memory."""
+        for low, high in self.changed.gaps(start, min(end, self.base_limit)) if start < self.base_limit else []:
+            while low < high:
+                piece = bytearray(min(COPY, high - low))
+                self._fill_base(memoryview(piece), low)
+                self.stage(memoryview(piece), low)
+                with self.mutex:
+                    self.staged.add(low, low + len(piece))
+                    self.changed.add(low, low + len(piece))
+                low += len(piece)
+        for index in range(start // self.part_size, (end - 1) // self.part_size + 1):
+            self._spill_chunk(index)
+        self._ensure_file()
+
+    def _mapped(self, start: int, end: int) -> memoryview:
+        """The staging file's [start, end) as memory; what was never written is zeros."""
+        with self._file_lock:
+            if os.fstat(self._fd).st_size < end:
+                os.ftruncate(self._fd, end)
+            low = start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+            mapping = mmap.mmap(self._fd, end - low, prot=mmap.PROT_READ, offset=low)
+        return memoryview(mapping)[start - low :]
+
+    # -- the staging file ---------------------------------------------------------------------------------------------------
 
     def stage(self, data: memoryview, offset: int) -> None:
         """Keep bytes in the staging file too (OSError ENOSPC where the disk is full). `mark_staged` makes them count."""
-        if self._staging_fd < 0:
-            self._staging_fd, path = tempfile.mkstemp(dir=self._staging)
-            os.unlink(path)
-        while len(data):
-            count = os.pwrite(self._staging_fd, data, offset)
-            data = data[count:]
-            offset += count
+        self._ensure_file()
+        with self._file_lock:
+            if self._frozen.touches(offset, offset + len(data)):
+                self._renew()
+            start = offset
+            while len(data):
+                count = os.pwrite(self._fd, data, offset)
+                data = data[count:]
+                offset += count
+            self._written.add(start, offset)
 
-    def mark_staged(self, index: int, start: int, end: int) -> None:
-        """[start, end) of the file is in the staging file: its chunk may leave memory."""
-        self.staged.add(start, end)
-        self.extents.drop(index)
+    def _ensure_file(self) -> None:
+        with self._file_lock:
+            if self._fd < 0:
+                self._fd, self._path = self._staging.new_file()
+
+    def _renew(self) -> None:
+        """Go on in a copy: a journal record relies on bytes that are about to be written over."""
+        fd, path = self._staging.new_file()
+        try:
+            for start, end in self._written:
+                while start < end:
+                    try:
+                        count = os.copy_file_range(self._fd, fd, end - start, start, start)
+                    except OSError as error:
+                        if error.errno not in (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+                            raise
+                        count = os.pwrite(fd, os.pread(self._fd, min(COPY, end - start), start), start)
+                    if count <= 0:
+                        raise OSError(errno.EIO, "the staging file is shorter than it should be")
+                    start += count
+        except BaseException:
+            os.close(fd)
+            os.unlink(path)
+            raise
+        self._old.append(self._fd)  # readers may be in it; the file itself goes with the record
+        self._fd, self._path = fd, path
+        self._frozen = SpanSet()
+
+    def sent(self, index: int) -> None:
+        """A chunk that was staged on the way has been sent: it may leave memory."""
+        start = index * self.part_size
+        with self.mutex:
+            if self._written.covers(start, start + self.part_size):
+                self.staged.add(start, start + self.part_size)
+                self.extents.drop(index)
 
     def spill(self) -> bool:
         """Move the first chunk that is not being sent to the staging file; False if there is none."""
         for index in self.extents.indices():
-            if self.extents.sending(index):
-                continue
-            base = index * self.part_size
-            for start, end in self.extents.spans(index):
-                with self.extents.view(index, start - base, end - base) as view:
-                    self.stage(view, start)
-                self.staged.add(start, end)
-            self.extents.drop(index)
-            return True
+            if not self.extents.sending(index):
+                self._spill_chunk(index)
+                return True
         return False
 
-    def close(self) -> None:
-        """Give back memory and disk."""
-        self.extents.clear()
-        if self._staging_fd >= 0:
-            os.close(self._staging_fd)
-            self._staging_fd = -1
+    def _spill_chunk(self, index: int) -> None:
+        base = index * self.part_size
+        spans = self._spans(index)
+        for start, end in spans:
+            with self.extents.view(index, start - base, end - base) as view:
+                self.stage(view, start)
+        with self.mutex:
+            for start, end in spans:
+                self.staged.add(start, end)
+            if not self.extents.sending(index):
+                self.extents.drop(index)
+
+    # -- surviving this process ---------------------------------------------------------------------------------------------
+
+    def save(self, record: Record) -> None:
+        """Make record and bytes durable; returns when the disk has both. OSError: it does not, and an older record stands."""
+        journal = self.saved[0] if self.saved is not None else self._staging.journal
+        with self.mutex:
+            self._describe(record)
+            # Bytes in a staging file were spilled for want of memory: they stay there, the others join them.
+            small = self.extents.used <= INLINE and not len(self.staged)
+            record.present = self.extents.spans() if small else []
+            body = bytearray().join(bytes(self._view(span)) for span in record.present) if small else None
+            version = self.version
+        if body is None:
+            self._save_in_file(journal, record)
+        journal.put(record, body)
+        self.saved_version = version
+        if body is not None:
+            self._leave_file()
+        self._saved_as(journal, record)
+
+    def save_head(self, record: Record, *, wait: bool = True) -> None:
+        """What is said about the data changed (name, attributes, base), not the data. Durable, if `wait`."""
+        assert self.saved is not None
+        journal, old = self.saved
+        record.changed, record.present, record.size = old.changed, old.present, old.size
+        record.base_limit, record.replaced, record.file = old.base_limit, old.replaced, old.file
+        if record.base is None and old.base is not None and self.base is not None:
+            record.base = old.base
+        journal.put(record, keep_body=True, wait=wait)
+        self.saved = journal, record
+
+    def _describe(self, record: Record) -> None:
+        record.size = self.size
+        record.base_limit, record.replaced, record.replaces = self.base_limit, self.replaced, self.replaces
+        record.changed = list(self.changed)
+
+    def _view(self, span: tuple[int, int]) -> memoryview:
+        index = span[0] // self.part_size
+        base = index * self.part_size
+        return self.extents.view(index, span[0] - base, span[1] - base)
+
+    def _save_in_file(self, journal: Journal, record: Record) -> None:
+        for index in self.extents.indices():
+            self._spill_chunk(index)
+        self._ensure_file()
+        with self._file_lock:
+            if os.path.dirname(self._path) != journal.folder:  # the journal is that of a mount that was taken over
+                path = os.path.join(journal.folder, os.path.basename(self._path))
+                os.rename(self._path, path)
+                self._path = path
+            os.fsync(self._fd)
+            sync_folder(journal.folder)
+            record.present, record.file = list(self.staged), os.path.basename(self._path)
+            self._frozen = SpanSet()
+            for start, end in self.staged:
+                self._frozen.add(start, end)
+
+    def _leave_file(self) -> None:
+        """Nothing in the staging file counts any more; the next byte staged gets a new one."""
+        with self._file_lock:
+            if self._fd >= 0:
+                self._old.append(self._fd)
+                with suppress(OSError):
+                    os.unlink(self._path)
+                self._fd, self._path = -1, ""
+                self._written, self._frozen = SpanSet(), SpanSet()
+
+    def _saved_as(self, journal: Journal, record: Record) -> None:
+        old = self.saved
+        self.saved = journal, record
+        if old is not None and old[1].file is not None and old[1].file != record.file:
+            with suppress(OSError):
+                os.unlink(os.path.join(journal.folder, old[1].file))
+        self._close_old()
+
+    def restore(self, journal: Journal, record: Record) -> None:
+        """Be again what `record` says. OSError where its bytes are not there."""
+        self.size, self.base_limit = record.size, record.base_limit
+        self.replaced, self.replaces, self.restored = record.replaced, record.replaces, True
+        for start, end in record.changed:
+            self.changed.add(start, end)
+        if record.file is None:
+            body = memoryview(journal.body(record.id))
+            for start, end in record.present:
+                if len(body) < end - start:
+                    raise OSError(errno.EIO, "the journal holds less than it should")
+                self.extents.write(start, body[: end - start])
+                body = body[end - start :]
+        else:
+            self._path = os.path.join(journal.folder, record.file)
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+            if record.present and os.fstat(self._fd).st_size < record.present[-1][1]:
+                raise OSError(errno.EIO, f"{self._path} is shorter than it should be")
+            for start, end in record.present:
+                for spans in (self.staged, self._written, self._frozen):
+                    spans.add(start, end)
+        self.saved = journal, record
+        self.saved_version = self.version
+
+    @property
+    def is_saved(self) -> bool:
+        """Would the data as it is now survive this process?"""
+        return self.saved is not None and self.saved_version == self.version
+
+    @property
+    def unsent(self) -> int:
+        """Bytes written that the bucket does not have."""
+        return self.extents.used + self.staged.total
+
+    def close(self, *, wait: bool = False) -> None:
+        """Give back memory and disk: the bucket has it, or nobody wants it. `wait`: until the journal on disk says so too."""
+        with self.mutex:
+            self.closed = True
+            self.extents.clear()
+            if self.saved is not None:
+                journal, record = self.saved
+                with suppress(OSError):  # then the next mount finds that the bucket has it
+                    journal.forget(record.id, wait=wait)
+                if record.file is not None:
+                    if not wait:
+                        journal.flush()  # a record never names a file that is gone
+                    with suppress(OSError):
+                        os.unlink(os.path.join(journal.folder, record.file))
+                self.saved = None
+            if self._fd >= 0:
+                with suppress(OSError):
+                    os.unlink(self._path)
+                os.close(self._fd)
+                self._fd = -1
+            self._close_old()
+
+    def _close_old(self) -> None:
+        with self.mutex:
+            old, self._old = self._old, []
+            for fd in old:
+                os.close(fd)
+
+    def let_go(self) -> None:
+        """Forget it in memory; the journal keeps what was saved."""
+        with self.mutex:
+            self.closed = True
+            self.extents.clear()
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
+                if self.saved is None or self.saved[1].file != os.path.basename(self._path):
+                    with suppress(OSError):
+                        os.unlink(self._path)
+            self._close_old()

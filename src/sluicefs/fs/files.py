@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from sluicefs.engine import Reader
@@ -19,6 +22,7 @@ from sluicefs.fs.draft import Draft
 from sluicefs.fs.fetching import INLINE
 from sluicefs.fs.nodes import FileState, Node, Version
 from sluicefs.fs.walk import SMALL
+from sluicefs.fs.writeback import WriteBack
 
 if TYPE_CHECKING:
     from sluicefs.fs.core import Core
@@ -27,6 +31,9 @@ log = logging.getLogger(__name__)
 
 # Attribute changes of a closed file wait this long (seconds) for company: `cp -p` and rsync make three in a row.
 ATTRIBUTES_DELAY = 0.5
+
+# Files sent at once when everything has to be.
+SYNC_THREADS = 8
 
 # A block can be evicted or taken back between being asked for and being read; so often in a row only if something is wrong.
 ROUNDS = 100
@@ -62,6 +69,8 @@ class Files:
         self._stopping = False
         self._sender = threading.Thread(target=self._send_attributes_in_time, name="attributes", daemon=True)
         self._sender.start()
+        self.writeback = WriteBack(core, self._new_draft)
+        core.committer.attributes_changed = self.attributes_changed
 
     def open(self, node: Node, flags: int) -> Handle:
         """Open a regular file. OSError ESTALE where the object was replaced: look the name up again."""
@@ -116,7 +125,7 @@ class Files:
         if last_writer and state.draft is not None and not node.unlinked:
             try:
                 with state.lock:
-                    self.core.committer.commit(node)
+                    self._store(node)
             except OSError as error:
                 log.error("%s could not be sent when it was closed; it is kept and tried again: %s", node.name, error)
         with self.core.lock:
@@ -134,15 +143,28 @@ class Files:
     def read(self, handle: Handle, offset: int, length: int, *, tried: bool = False) -> memoryview | bytes | bytearray:
         """Up to `length` bytes; waits for the bucket where it must. `tried`: `handle.try_read` was asked just before."""
         node, state = handle.node, handle.state
-        if state.draft is not None:
-            with state.lock:
-                if state.draft is not None:
-                    return state.draft.read(offset, length)
+        while (draft := state.draft) is not None:
+            data = self._read_draft(node, draft, offset, length)
+            if data is not None:
+                return data
         reader, version = handle.reader, handle.version
         if reader is None or version is None or version is not state.version:
             reader, version = self._follow(handle)
             tried = False
         return self.read_version(reader, version, offset, length, node, tried=tried)
+
+    def _read_draft(self, node: Node, draft: Draft, offset: int, length: int) -> bytes | bytearray | None:
+        """Bytes of unsent data, without waiting for an upload of it. None: it is in the bucket now."""
+        key = draft.base.key if draft.base is not None else ""
+        try:
+            return draft.read(offset, length)
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+            with node.file.lock:
+                if draft.base is not None and draft.base.key != key:  # it was just being renamed
+                    return draft.read(offset, length)
+            raise
 
     def _follow(self, handle: Handle) -> tuple[Reader, Version]:
         """Let a handle read the version its node stands for now."""
@@ -227,7 +249,7 @@ class Files:
     def write(self, handle: Handle, offset: int, data: bytes) -> int:
         """Take in bytes; returns how many. Waits only where memory is full."""
         node, state = handle.node, handle.state
-        with state.lock:
+        with self._wanted(state):
             draft = self.draft(node)
             self.core.committer.before_write(draft, offset, len(data))
             draft.write(offset, data)
@@ -241,7 +263,7 @@ class Files:
         state = node.file
         if self.core.config.read_only:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-        with state.lock:
+        with self._wanted(state):
             if size == 0 and state.draft is None:
                 if node.etag is not None and node.size == 0 and not state.writers:
                     return
@@ -252,20 +274,67 @@ class Files:
             node.size = size
             node.mtime_ns = node.ctime_ns = time.time_ns()
             if not state.writers:
-                self.core.committer.commit(node)
+                self._store(node)
+
+    @contextmanager
+    def _wanted(self, state: FileState) -> Iterator[None]:
+        """The file's lock. An upload in the background gives way to whoever changes the file."""
+        if not state.lock.acquire(blocking=False):
+            draft = state.draft
+            if draft is not None:
+                draft.wanted += 1
+            try:
+                state.lock.acquire()
+            finally:
+                if draft is not None:
+                    draft.wanted -= 1
+        try:
+            yield
+        finally:
+            state.lock.release()
+
+    def _store(self, node: Node) -> None:
+        """Make what was written safe as `--write-mode` says: in the bucket, or on local disk. The file's lock is held."""
+        if self.core.config.write_mode == "back":
+            self.writeback.store(node)
+        else:
+            self.core.committer.commit(node)
 
     def flush(self, handle: Handle) -> None:
-        """close(2) of one descriptor: 0 only when the bucket has the data."""
+        """close(2) of one descriptor: 0 only when the data is safe."""
         if handle.writable:
             self.sync(handle.node)
 
     def sync(self, node: Node) -> None:
-        """fsync(2): data and attributes are in the bucket, or an error says why not."""
+        """fsync(2): data and attributes are safe, or an error says why not."""
         state = node.file
-        with state.lock:
-            self.core.committer.commit(node)
+        with self._wanted(state):
+            self._store(node)
             if state.attributes_due:
                 self.send_attributes(node)
+
+    def upload(self, node: Node, deadline: float = math.inf) -> None:
+        """Data and attributes are in the bucket, whatever the mode, or an error says why not. `deadline`: monotonic seconds."""
+        state = node.file
+        with state.lock:
+            self.core.committer.commit(node, deadline=deadline)
+            if state.attributes_due:
+                self.send_attributes(node)
+
+    def renamed_unsent(self, node: Node, old_key: str, replaces: bool) -> None:
+        """A file that was never sent has another name now; `replaces`: an object is there. The file's lock is held."""
+        draft = node.draft
+        if draft is None:
+            return
+        had, draft.replaces = draft.replaces, replaces
+        if replaces:  # the old content must not stay under a name that now means another file
+            if self.core.config.write_mode == "back":
+                draft.version += 1  # the record has to say so
+            self._store(node)
+        else:
+            self.core.committer.moved(node)
+        if had:
+            self.core.store.delete(old_key)
 
     # -- attributes -----------------------------------------------------------------------------------------------------
 
@@ -273,9 +342,16 @@ class Files:
         """mode, owner or times of a file were set: they go up with its data, or soon by themselves."""
         state = node.file
         with self.core.lock:
-            if state.draft is not None or node.etag is None or node.unlinked:
-                return
-            state.attributes_due = time.monotonic() + ATTRIBUTES_DELAY
+            draft = state.draft
+            if draft is None and node.etag is not None and not node.unlinked:
+                state.attributes_due = time.monotonic() + ATTRIBUTES_DELAY
+        if draft is not None and draft.saved is not None and state.lock.acquire(blocking=False):
+            try:  # else it is being sent, and what came too late for that follows by itself
+                self.core.committer.moved(node, wait=False)
+            finally:
+                state.lock.release()
+        if not state.attributes_due:
+            return
         with self._due_changed:
             self._due.add(node)
             self._due_changed.notify()
@@ -345,19 +421,58 @@ class Files:
                     found.append(node)
             return found
 
-    def sync_all(self) -> list[tuple[Node, OSError]]:
-        """Send everything; returns what could not be sent."""
-        failed = []
-        for node in self.dirty_nodes():
-            try:
-                self.sync(node)
-            except OSError as error:
-                failed.append((node, error))
+    def sync_all(self, deadline: float = math.inf) -> list[tuple[Node, OSError]]:
+        """Send everything, several files at a time, until `deadline` (monotonic seconds); returns what could not be sent."""
+        nodes = self.dirty_nodes()
+        failed: list[tuple[Node, OSError]] = []
+        waiting = iter(nodes)
+
+        def work() -> None:
+            for node in waiting_one_by_one():
+                try:
+                    if time.monotonic() > deadline:
+                        raise OSError(errno.ETIMEDOUT, "the time given for pending uploads is over")
+                    self.upload(node, deadline)
+                except OSError as error:
+                    failed.append((node, error))
+                with self.core.lock:
+                    self.core.table.drop_if_unused(node)
+
+        def waiting_one_by_one() -> Iterator[Node]:
+            while True:
+                with self.core.lock:
+                    node = next(waiting, None)
+                if node is None:
+                    return
+                yield node
+
+        threads = [threading.Thread(target=work, name=f"sync-{i}") for i in range(min(SYNC_THREADS, len(nodes)) - 1)]
+        for thread in threads:
+            thread.start()
+        work()
+        for thread in threads:
+            thread.join()
         return failed
 
+    def unsent(self) -> int:
+        """Bytes written that the bucket does not have."""
+        return sum(node.draft.unsent for node in self.dirty_nodes() if node.draft is not None)
+
+    def take_over(self, *, everything: bool = False) -> None:
+        """What mounts that crashed left is here again, and sent."""
+        for node in self.writeback.take_over(everything=everything):
+            self.writeback.schedule(node, 0.0)
+
     def close(self) -> None:
-        """Send pending attributes and end the thread."""
+        """Send pending attributes and end the threads. Data that could not be sent is kept on disk."""
+        self.writeback.close()
         with self._due_changed:
             self._stopping = True
             self._due_changed.notify()
         self._sender.join(30)
+        for node in self.dirty_nodes():
+            with node.file.lock:
+                if node.draft is not None:
+                    self.core.committer.keep(node, node.draft, OSError(errno.EIO, "the mount ended before it was sent"))
+                    self.core.committer.abandon_of(node)
+                    node.draft.let_go()

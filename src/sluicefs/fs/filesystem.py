@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import math
 import os
 import stat
 import time
@@ -309,9 +310,13 @@ class FileSystem:
 
     # -- the whole --------------------------------------------------------------------------------------------------------
 
-    def sync_all(self) -> list[tuple[Node, OSError]]:
-        """Send everything unsent; returns what could not be sent, with why."""
-        return self.files.sync_all()
+    def sync_all(self, deadline: float = math.inf) -> list[tuple[Node, OSError]]:
+        """Send everything unsent; returns what could not be sent, with why. `deadline`: monotonic seconds."""
+        return self.files.sync_all(deadline)
+
+    def take_over(self, *, everything: bool = False) -> None:
+        """Bring back and send what a crash left, `everything`: also what applications were told had failed."""
+        self.files.take_over(everything=everything)
 
     def pending(self) -> int:
         """How many files hold data or attributes the bucket does not have."""

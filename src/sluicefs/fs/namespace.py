@@ -195,7 +195,7 @@ class Namespace:
         with node.file.lock:
             key = self.core.key_of(node)
             self.keep_for_open_handles(node)
-            if node.etag is not None:
+            if node.etag is not None or self.core.committer.covers(node):
                 self.core.store.delete(key)
             self.gone(node)
         self.keep_directory(parent)
@@ -213,7 +213,7 @@ class Namespace:
             for start, end in draft.changed.gaps(0, draft.base_limit):
                 while start < end:
                     length = min(draft.part_size, end - start)
-                    draft.write(start, bytes(draft.read(start, length)))
+                    draft.write(start, bytes(draft.read(start, length) or b""))
                     start += length
         else:
             aside = f"{core.config.prefix}{ORPHANS}{uuid.uuid4().hex}"
@@ -233,6 +233,8 @@ class Namespace:
                 self.directories.note(parent, node.name, None)
                 self.touch(parent)
             self.core.table.detach(node)
+        if node.draft is not None and not node.file.opens:
+            self.core.committer.dispose(node)
 
     def touch(self, directory: Node) -> None:
         directory.mtime_ns = directory.ctime_ns = time.time_ns()

@@ -165,8 +165,8 @@ class Renames:
                 self.names.keep_for_open_handles(target)
             if node.etag is None:  # never sent: it goes to its new name when it is
                 self._move(node, target, new_parent, new_name)
-                if target is not None and target.etag is not None:
-                    core.committer.commit(node)  # the old content must not stay under a name that now means another file
+                covers = target is not None and (target.etag is not None or core.committer.covers(target))
+                self.files.renamed_unsent(node, old_key, covers)
                 return
             before = node.ctime_ns, node.own, node.name
             node.ctime_ns = time.time_ns()
@@ -189,6 +189,7 @@ class Renames:
                 node.metadata, node.complete = metadata, True
                 node.file.attributes_due = 0.0
                 self.files.rebase(node, new_key, etag)
+            core.committer.moved(node)
 
     def _delete_old(self, old_key: str, new_key: str | None) -> None:
         """The copy is made: take the old name away. If that fails, take the copy back, unless it replaced something."""
@@ -228,7 +229,7 @@ class Renames:
         if self._leftovers:
             self._leftovers = [key for key, _ in core.store.delete_many(self._leftovers)]
         for below in self._files_below(node):
-            self.files.sync(below)
+            self.files.upload(below)
         with core.lock:
             old_prefix = core.table.prefix_of(node)
             new_prefix = join_key(core.table.prefix_of(new_parent), new_name, directory=True)
@@ -251,6 +252,8 @@ class Renames:
                 old_keys = [*copied, *self.names.marker_keys(node)]
                 self._move(node, target, new_parent, new_name)
                 self._follow(node, old_prefix, copied, aged)
+                for below in self._files_below(node):
+                    core.committer.moved(below)
         except BaseException:
             self._undo([new_prefix + key[len(old_prefix) :] for key in copied])
             raise

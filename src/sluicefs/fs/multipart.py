@@ -1,0 +1,239 @@
+"""Multipart uploads of one mount: parts that are sent while their file is still written, and the rest of them at the end.
+
+Every method is called with the file's lock held, so a file has one upload at a time. It decides neither when a file is sent nor
+what becomes of one that cannot be.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import math
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from sluicefs.errors import CancelledError, ConditionFailedError, StoreError, UnreachableError
+from sluicefs.fs import parts
+from sluicefs.fs.draft import Draft
+from sluicefs.fs.parts import Plan
+
+if TYPE_CHECKING:
+    from sluicefs.fs.core import Core
+
+log = logging.getLogger(__name__)
+
+# So many parts of one file are on their way at once; the pool may run more for several files.
+IN_FLIGHT = 8
+
+
+@dataclass(slots=True)
+class Stream:
+    """A multipart upload under way. Parts are counted from 0 here."""
+
+    key: str
+    upload_id: str
+    plan: Plan
+    metadata: dict[str, str]
+    done: dict[int, str] = field(default_factory=dict)
+    pending: dict[int, Future[str]] = field(default_factory=dict)
+    next: int = 0  # parts below it have been sent once
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a file may take to be sent: in the background until somebody wants to write, or to a deadline."""
+
+    draft: Draft
+    background: bool = False
+    deadline: float = math.inf
+
+    def check(self) -> None:
+        """Raises CancelledError: enough."""
+        if self.background and self.draft.wanted:
+            raise CancelledError("the file is being changed")
+        if time.monotonic() > self.deadline:
+            raise CancelledError("the time given for pending uploads is over", errno=errno.ETIMEDOUT)
+
+
+class Multipart:
+    """Streams by draft."""
+
+    def __init__(self, core: Core, threads: int, memory: int):
+        self.core = core
+        self.pool = ThreadPoolExecutor(threads, thread_name_prefix="upload")
+        self.streams: dict[Draft, Stream] = {}
+        # Bodies that had to be composed in memory, over all files: an eighth of the budget.
+        self.composing = threading.BoundedSemaphore(max(2, memory // 8 // core.config.part_size))
+
+    def begin(self, draft: Draft, key: str, plan: Plan, metadata: dict[str, str], content_type: str) -> Stream:
+        upload_id = self.core.store.create_upload(key, metadata=metadata, content_type=content_type)
+        stream = self.streams[draft] = Stream(key, upload_id, plan, metadata)
+        return stream
+
+    # -- while the file is written --------------------------------------------------------------------------------------
+
+    def send_full_parts(self, draft: Draft, stream: Stream) -> None:
+        """Send the parts that are full and lie before the last byte: what comes after them must not be larger."""
+        self.reap(draft, stream)
+        while len(stream.pending) < IN_FLIGHT * 4:
+            start, end = stream.plan.span(stream.next, draft.size)
+            if end >= draft.size or not draft.changed.covers(start, end) or draft.is_hole(start, end):
+                return
+            if stream.plan.chunks == 1 and not draft.in_one_piece(start, end):
+                return
+            body = draft.body(start, end)
+            job = self._send_chunk if draft.extents.sending(stream.next) and stream.plan.chunks == 1 else self._send_part
+            stream.pending[stream.next] = self.pool.submit(job, draft, stream, stream.next, body)
+            stream.next += 1
+
+    def _send_chunk(self, draft: Draft, stream: Stream, index: int, body: memoryview) -> str:
+        """Send a chunk as it lies in memory, and put it into the staging file: it leaves memory when both are done."""
+        with body:
+            draft.stage(body, index * stream.plan.part_size)
+            return self._upload(stream, index, body)
+
+    def _send_part(self, draft: Draft, stream: Stream, index: int, body: memoryview) -> str:
+        with body:
+            return self._upload(stream, index, body)
+
+    def _upload(self, stream: Stream, index: int, body: memoryview) -> str:
+        return self.core.store.upload_part(stream.key, stream.upload_id, index + 1, body)
+
+    def reap(self, draft: Draft, stream: Stream, wait_for: int | None = None) -> None:
+        """Take in parts that have been sent; wait for one of them if asked to."""
+        if wait_for is not None:
+            stream.pending[wait_for].exception()
+        for index, future in list(stream.pending.items()):
+            if not future.done():
+                continue
+            del stream.pending[index]
+            error = future.exception()
+            if error is None:
+                stream.done[index] = future.result()
+                if stream.plan.chunks == 1:
+                    draft.sent(index)
+            else:
+                log.warning("part %d of %s: %s; it is sent again at close", index + 1, stream.key, error)
+
+    def before_write(self, draft: Draft, offset: int, length: int) -> None:
+        """The parts a write touches must not be under way, and count no longer."""
+        stream = self.streams.get(draft)
+        if stream is None:
+            return
+        for index in stream.plan.touched(offset, length):
+            if index in stream.pending:
+                self.reap(draft, stream, wait_for=index)
+            stream.done.pop(index, None)
+
+    def before_truncate(self, draft: Draft, size: int) -> None:
+        """Parts from the cut on count no longer."""
+        stream = self.streams.get(draft)
+        if stream is None:
+            return
+        low = min(size, draft.size) // stream.plan.part_size
+        for index in [index for index in stream.pending if index >= low]:
+            if index in stream.pending:
+                self.reap(draft, stream, wait_for=index)
+        for index in [index for index in stream.done if index >= low]:
+            del stream.done[index]
+        stream.next = min(stream.next, low)
+
+    # -- at the end -------------------------------------------------------------------------------------------------------
+
+    def finish(self, draft: Draft, stream: Stream, condition: str | None, patience: Patience | None = None) -> str:
+        """Send what is missing and complete the upload; returns the ETag. The draft keeps its bytes whatever happens.
+
+        A refusal aborts the upload; where the store could not be reached, the parts it has wait for the next try. So they do
+        for the CancelledError of `patience`.
+        """
+        self._wait(draft, stream)
+        count = stream.plan.count(draft.size)
+        try:
+            self._send_rest(draft, stream, [index for index in range(count) if index not in stream.done], patience)
+            sent = [(index + 1, stream.done[index]) for index in range(count)]
+            etag = self.core.store.complete_upload(stream.key, stream.upload_id, sent, if_match=condition)
+        except (CancelledError, UnreachableError):
+            raise
+        except BaseException:
+            self.abandon(draft)
+            raise
+        del self.streams[draft]
+        return etag
+
+    def _wait(self, draft: Draft, stream: Stream) -> None:
+        for index in list(stream.pending):
+            if index in stream.pending:
+                self.reap(draft, stream, wait_for=index)
+
+    def _send_rest(self, draft: Draft, stream: Stream, todo: list[int], patience: Patience | None) -> None:
+        """The missing parts: copied by the server where the base still shows, else composed and sent, a few at a time."""
+        running: dict[int, Future[str]] = {}
+        checked = False
+        try:
+            for index in todo:
+                if patience is not None:
+                    patience.check()
+                while len(running) >= IN_FLIGHT:
+                    self._take_first(stream, running)
+                start, end = stream.plan.span(index, draft.size)
+                if draft.unchanged(start, end):
+                    assert draft.base is not None
+                    if not checked:  # a copied part carries no condition on R2; the commit's If-Match is the second look
+                        checked = True
+                        if self.core.store.head(draft.base.key).etag != draft.base.etag:
+                            raise ConditionFailedError(f"{draft.base.key} was replaced by someone else")
+                    running[index] = self.pool.submit(
+                        self.core.store.copy_part, stream.key, stream.upload_id, index + 1, draft.base.key, start, end - start
+                    )
+                else:
+                    running[index] = self._submit_body(draft, stream, index, start, end)
+            while running:
+                self._take_first(stream, running)
+        finally:
+            for index, future in running.items():
+                if future.exception() is None:
+                    stream.done[index] = future.result()
+
+    def _submit_body(self, draft: Draft, stream: Stream, index: int, start: int, end: int) -> Future[str]:
+        if draft.in_one_piece(start, end):
+            return self.pool.submit(self._send_part, draft, stream, index, draft.body(start, end))
+        self.composing.acquire()
+        try:
+            future = self.pool.submit(self._send_part, draft, stream, index, draft.body(start, end))
+        except BaseException:
+            self.composing.release()
+            raise
+        future.add_done_callback(lambda _: self.composing.release())
+        return future
+
+    def _take_first(self, stream: Stream, running: dict[int, Future[str]]) -> None:
+        first = next(iter(running))
+        future = running[first]
+        future.exception()
+        del running[first]
+        stream.done[first] = future.result()
+
+    def abandon(self, draft: Draft) -> None:
+        """Abort the upload of a draft, if it has one. Its bytes stay in memory and staging."""
+        stream = self.streams.pop(draft, None)
+        if stream is None:
+            return
+        self._wait(draft, stream)
+        try:
+            self.core.store.abort_upload(stream.key, stream.upload_id)
+        except StoreError as error:
+            log.warning("the upload of %s could not be aborted; the next mount tries again: %s", stream.key, error)
+
+    def replan(self, draft: Draft, stream: Stream, metadata: dict[str, str], content_type: str) -> Stream:
+        """The file outgrew its parts: begin again with larger ones, from the staging file."""
+        log.info("%s outgrew %d parts of %d bytes", stream.key, parts.MAX_PARTS, stream.plan.part_size)
+        self.abandon(draft)
+        return self.begin(draft, stream.key, parts.grown(stream.plan, draft.size), metadata, content_type)
+
+    def close(self) -> None:
+        for draft in list(self.streams):
+            self.abandon(draft)
+        self.pool.shutdown()

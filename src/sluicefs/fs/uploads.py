@@ -1,0 +1,89 @@
+"""A store that writes down in the journal which multipart uploads were begun, so that none outlives a crash for long."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sluicefs.staging import Staging
+from sluicefs.staging.folder import Left
+
+if TYPE_CHECKING:
+    from sluicefs.store.api import Store
+
+log = logging.getLogger(__name__)
+
+# An upload whose id nobody wrote down began at most so long (seconds) after it was announced; clocks may differ by as much.
+BEGUN_WITHIN = 120.0
+
+
+class JournalingStore:
+    """`store`, with its uploads noted in `staging` from before they are begun until they are ended."""
+
+    def __init__(self, store: Store, staging: Staging):
+        self._store = store
+        self._staging = staging
+        self._rows: dict[str, int] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._store, name)
+        setattr(self, name, found)  # the next call goes straight there
+        return found
+
+    def create_upload(self, key: str, *, metadata: Mapping[str, str] | None = None, content_type: str | None = None) -> str:
+        journal = self._staging.journal
+        row = journal.upload_begins(key)
+        upload_id = self._store.create_upload(key, metadata=metadata, content_type=content_type)
+        self._rows[upload_id] = row
+        journal.upload_has_id(row, upload_id)
+        return upload_id
+
+    def complete_upload(
+        self,
+        key: str,
+        upload_id: str,
+        parts: Sequence[tuple[int, str]],
+        *,
+        if_match: str | None = None,
+        if_none_match: bool = False,
+    ) -> str:
+        etag = self._store.complete_upload(key, upload_id, parts, if_match=if_match, if_none_match=if_none_match)
+        self._ended(upload_id)
+        return etag
+
+    def abort_upload(self, key: str, upload_id: str) -> None:
+        self._store.abort_upload(key, upload_id)
+        self._ended(upload_id)
+
+    def _ended(self, upload_id: str) -> None:
+        row = self._rows.pop(upload_id, None)
+        if row is not None:
+            self._staging.journal.upload_ended(row)
+
+
+def abort_left(store: Store, staging: Staging, left: Left) -> None:
+    """Abort the uploads that a mount left when it died. What cannot be aborted now stays in its journal. No upload of others.
+
+    To be called before this mount begins uploads of its own.
+    """
+    try:
+        started = left.journal.uploads()
+        others = staging.others_uploads() if any(upload.upload_id is None for upload in started) else []
+        for upload in started:
+            if upload.upload_id is not None:
+                store.abort_upload(upload.key, upload.upload_id)
+            elif any(other.key == upload.key and other.upload_id is None for other in others):
+                continue  # which of the two is whose cannot be told now
+            else:
+                known = {other.upload_id for other in others}
+                for found in store.list_uploads(upload.key):
+                    ours = found.key == upload.key and abs(found.initiated - upload.at) < BEGUN_WITHIN
+                    if ours and found.upload_id not in known:
+                        store.abort_upload(found.key, found.upload_id)
+            left.journal.upload_ended(upload.row)
+        if started:
+            left.journal.flush()
+            log.info("%d multipart uploads that a crash left were aborted", len(started))
+    except OSError as error:
+        log.warning("multipart uploads that a crash left are aborted at a later mount: %s", error)
