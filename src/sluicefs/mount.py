@@ -160,6 +160,7 @@ def _handlers(config: Config, store: Store, fs: FileSystem) -> dict[str, Callabl
             "pending": {"files": fs.pending(), "bytes": core.dirty.used},
             "inodes": len(core.table.by_ino),
             "left_out": sorted(core.directories.left_out)[:20],
+            "left_out_count": core.directories.left_out_count,
             **asdict(store.counters),
         }
 

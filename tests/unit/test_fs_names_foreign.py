@@ -85,6 +85,8 @@ def test_a_directory_hides_a_file_of_its_name_and_says_so_once(
     messages = [record.message for record in caplog.records if "is not shown" in record.message]
     assert len(messages) == len(set(messages)) == len(fs.core.directories.left_out)
     assert any("'x'" in message for message in messages)
+    assert fs.core.directories.left_out_count == 6  # x, ../, ./, the long one, the NUL, /; below a: one more, not listed yet
+    assert names(fs, "a") == [] and fs.core.directories.left_out_count == 7
     with failing(errno.ENOTEMPTY):
         fs.rmdir(ROOT_INO, b"a")  # a key below it cannot be shown, but it is there
 

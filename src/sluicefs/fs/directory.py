@@ -38,7 +38,8 @@ class Directories:
     def __init__(self, core: Core):
         self.core = core
         self.ttl = core.config.attr_ttl
-        self.left_out: set[str] = set()
+        self.left_out: set[str] = set()  # keys that were reported
+        self.left_out_count = 0  # keys not shown in the directories listed so far
         self._file_mode = stat.S_IFREG | core.defaults.file_mode  # one object for all nodes
         self._dir_mode = stat.S_IFDIR | core.defaults.dir_mode
 
@@ -142,6 +143,8 @@ class Directories:
                     self.take_attributes(child, entry.info)
             elif entry.info is not None:
                 self._confirm(child, entry.info, started)
+        self.left_out_count += listing.left_out.count - state.left_out
+        state.left_out = listing.left_out.count
         state.entries = entries
         state.listed_at = started
         state.used_late.clear()
@@ -356,7 +359,9 @@ class Directories:
     def note_directory(self, node: Node) -> None:
         """Put a directory of this mount into its parent's listing. Under `Core.lock`."""
         assert node.parent is not None
-        self.note(node.parent, node.name, Entry(node.name, True, None))
+        marker = node.dir.marker  # with its metadata: should the kernel forget the node, the next one has the same attributes
+        known = marker if marker is not None and marker.metadata is not None else None
+        self.note(node.parent, node.name, Entry(node.name, True, known))
 
     def note_file(self, node: Node) -> None:
         """Put a file of this mount into its parent's listing as it is now. Under `Core.lock`."""

@@ -69,6 +69,7 @@ class DirState:
     stores_attributes: bool = False
     flag_of: str | None = None
     walked: int = 0
+    left_out: int = 0  # keys the listing does not show
     order: list[str] | None = None  # names of the files, sorted
     last_opened: int = -2
     opened_in_order: int = 0
