@@ -85,6 +85,8 @@ def serve(config: Config, store: Store, *, ready: Callable[[], None]) -> None:
             f"the folder for unsent data cannot be made: {error}. Set XDG_STATE_HOME to a writable place."
         ) from error
     fs = FileSystem(config, store, staging)
+    if not config.read_only:
+        fs.take_over()
 
     def started() -> None:
         _raise_read_ahead(config.mountpoint)
@@ -108,7 +110,8 @@ def serve(config: Config, store: Store, *, ready: Callable[[], None]) -> None:
         server.close()
         fs.close()
     if failed:
-        raise UnmountError(f"{len(failed)} files could not be sent to {config.bucket}: {', '.join(failed[:5])}")
+        after = "the next mount sends them" if config.write_mode == "back" else f"`sluicefs recover {config.bucket}` has them"
+        raise UnmountError(f"{len(failed)} files could not be sent to {config.bucket}, {after}: {', '.join(failed[:5])}")
 
 
 def _send_pending(fs: FileSystem, seconds: float) -> list[str]:
@@ -116,7 +119,7 @@ def _send_pending(fs: FileSystem, seconds: float) -> list[str]:
     end = time.monotonic() + seconds
     pause = 0.5
     while True:
-        failed = fs.sync_all()
+        failed = fs.sync_all(end)
         for node, error in failed:
             log.error("%s is not in the bucket: %s", node.name, error)
         if not failed or time.monotonic() + pause > end:
@@ -157,10 +160,10 @@ def _handlers(config: Config, store: Store, fs: FileSystem) -> dict[str, Callabl
             "write_mode": config.write_mode,
             "cache": core.cache.stats(),
             "disk": core.disk.stats() if core.disk is not None else None,
-            "pending": {"files": fs.pending(), "bytes": core.dirty.used},
+            "pending": {"files": fs.pending(), "bytes": fs.files.unsent()},
+            "if_match": core.committer.conditions.heeded,
             "inodes": len(core.table.by_ino),
             "left_out": sorted(core.directories.left_out)[:20],
-            "left_out_count": core.directories.left_out_count,
             **asdict(store.counters),
         }
 
