@@ -164,6 +164,7 @@ def _handlers(config: Config, store: Store, fs: FileSystem) -> dict[str, Callabl
             "if_match": core.committer.conditions.heeded,
             "inodes": len(core.table.by_ino),
             "left_out": sorted(core.directories.left_out)[:20],
+            "left_out_count": core.directories.left_out_count,
             **asdict(store.counters),
         }
 

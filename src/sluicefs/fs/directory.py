@@ -11,6 +11,7 @@ import logging
 import os
 import stat
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sluicefs.errors import NotFoundError
@@ -359,8 +360,9 @@ class Directories:
     def note_directory(self, node: Node) -> None:
         """Put a directory of this mount into its parent's listing. Under `Core.lock`."""
         assert node.parent is not None
-        marker = node.dir.marker  # with its metadata: should the kernel forget the node, the next one has the same attributes
-        known = marker if marker is not None and marker.metadata is not None else None
+        marker, known = node.dir.marker, None
+        if marker is not None and marker.metadata is not None:  # should the kernel forget the node, the next one is like it
+            known = replace(marker, key=self.core.table.key_of(node))
         self.note(node.parent, node.name, Entry(node.name, True, known))
 
     def note_file(self, node: Node) -> None:

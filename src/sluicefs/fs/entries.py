@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import stat
 import struct
 from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
@@ -59,6 +60,15 @@ class Entries(MutableMapping[str, Entry]):
         """Without making an `Entry`. KeyError."""
         found = self._found[name]
         return found is None or (type(found) is Entry and found.is_dir)
+
+    def kind(self, name: str) -> int:
+        """The type bits of st_mode, or 0 where only the object's own metadata tell, and the kernel had better look it up."""
+        found = self._found.get(name, b"")
+        if type(found) is not Entry:
+            return stat.S_IFDIR if found is None else stat.S_IFREG
+        if found.is_dir:
+            return stat.S_IFDIR
+        return 0 if found.info is not None and found.info.metadata is not None else stat.S_IFREG
 
     def share(self, name: str) -> None:
         """Use this very string as the key: whoever else keeps it, a name is in memory once."""

@@ -70,9 +70,7 @@ class DirHandle:
         child = (node.children or {}).get(name)
         if child is not None:
             return name, child.ino, stat.S_IFMT(child.mode)
-        entry = node.dir.entries
-        is_dir = name in entry and entry.is_dir(name)
-        return name, self._fs.core.table.ino_for(node, name), stat.S_IFDIR if is_dir else stat.S_IFREG
+        return name, self._fs.core.table.ino_for(node, name), node.dir.entries.kind(name)
 
 
 class FileSystem:

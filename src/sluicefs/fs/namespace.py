@@ -136,8 +136,11 @@ class Namespace:
         if node.parent is not None and core.stored.differs(node):
             core.stored.announce(node.parent)
         etag = core.store.put(key, bytearray(), metadata=metadata, content_type=content_type)
-        node.dir.marker = ObjectInfo(key, 0, etag, time.time())
-        node.metadata = metadata
+        with core.lock:
+            node.dir.marker = ObjectInfo(key, 0, etag, time.time(), metadata, content_type)
+            node.metadata = metadata
+            if node.parent is not None:
+                self.directories.note_directory(node)
 
     def store_directory_attributes(self, node: Node) -> None:
         """mode, owner or times of a directory were set: its marker carries them."""

@@ -57,7 +57,7 @@ class Walks:
             walking = state.walked > SUBDIRECTORIES
         found = self._take(prefix, walk)
         if found is None and walking:
-            self._list_flat(above, prefix)
+            self._list_flat(above, prefix, self._before(parent, above, prefix))
             found = self._take(prefix, walk)
         return found
 
@@ -66,11 +66,16 @@ class Walks:
             found = self._listings.pop(prefix, None)
         return found if found is not None and time.monotonic() - found[1] <= walk else None
 
-    def _list_flat(self, above: str, prefix: str) -> None:
-        """One page of all keys below `above`, from `prefix` on: keep the listing of every directory that it shows whole."""
+    def _before(self, parent: Node, above: str, prefix: str) -> str | None:
+        """A key behind which `prefix` comes next: the end of the directory before it, which every order of keys agrees on."""
+        with self.core.lock:
+            earlier = [key for name in parent.dir.entries if (key := f"{above}{name}/") < prefix]
+        return max(earlier) + "\U0010ffff" if earlier else None
+
+    def _list_flat(self, above: str, prefix: str, before: str | None) -> None:
+        """One page of all keys below `above` and after `before`: keep the listing of every directory that it shows whole."""
         started = time.monotonic()
-        # The key just before `prefix`: "." is the byte before "/".
-        page = self.core.store.list(above, start_after=prefix[:-1] + "." + "\U0010ffff")
+        page = self.core.store.list(above, start_after=before)
         found: dict[str, Listing] = {}
         last = page.objects[-1].key if page.objects else ""
         for info in page.objects:
@@ -88,6 +93,9 @@ class Walks:
                         found[directory].add((), (f"{directory}{name}/",))
                 else:
                     found[directory].add((info,), ())
+        keys = [info.key for info in page.objects]
+        if keys != sorted(keys, key=str.encode):
+            return  # not in the order of S3: what is whole cannot be told
         with self.core.lock:
             for directory, listing in found.items():
                 if page.token is not None and last.startswith(directory):
