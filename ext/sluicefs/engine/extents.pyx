@@ -9,7 +9,7 @@ from libc.stdint cimport int64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset
 
-from sluicefs.engine.spans cimport SpanArray, SpanSet, add_span, covered, first_ending_after, remove_span
+from sluicefs.engine.spans cimport SpanArray, add_span, covered, first_ending_after, remove_span
 
 
 cdef extern from *:
@@ -174,7 +174,7 @@ cdef class Extents:
 
     def covers(self, int64_t start, int64_t end):
         """True if every byte of [start, end) is dirty in memory."""
-        cdef int64_t index, base
+        cdef int64_t index, base, stop
         cdef Chunk chunk
         while start < end:
             index = start // self.chunk_size
@@ -182,20 +182,23 @@ cdef class Extents:
             chunk = self.chunks.get(index)
             if chunk is None:
                 return False
-            if covered(&chunk.spans, start - base, min(end - base, self.chunk_size)) != min(end, base + self.chunk_size) - start:
+            stop = min(end - base, self.chunk_size)
+            if covered(&chunk.spans, start - base, stop) != base + stop - start:
                 return False
             start = base + self.chunk_size
         return True
 
     def spans(self, only=None):
-        """The dirty spans in memory (of chunk `only`, or all), as a list of (start, end), in order, cut at the ends of chunks."""
+        """The dirty spans in memory (of chunk `only`, or all) as (start, end), in order, cut at the ends of chunks."""
         cdef Chunk chunk
         cdef Py_ssize_t i
+        cdef int64_t base
         found = []
         for index in sorted(self.chunks) if only is None else [only]:
             chunk = self.chunks[index]
             for i in range(chunk.spans.count):
-                found.append((index * self.chunk_size + chunk.spans.at[i].start, index * self.chunk_size + chunk.spans.at[i].end))
+                base = index * self.chunk_size
+                found.append((base + chunk.spans.at[i].start, base + chunk.spans.at[i].end))
         return found
 
     def indices(self):
@@ -208,7 +211,7 @@ cdef class Extents:
         return chunk is not None and chunk.exports > 0
 
     def view(self, int64_t index, int64_t start, int64_t end):
-        """A read-only memoryview of [start, end) of chunk `index`, all of it dirty. While it lives, the chunk refuses writes."""
+        """A read-only memoryview of [start, end) of chunk `index`, all of it dirty; until it goes, the chunk refuses writes."""
         cdef Chunk chunk = self.chunks[index]
         if covered(&chunk.spans, start, end) != end - start:
             raise ValueError("not all of it is dirty")

@@ -36,7 +36,7 @@ cdef int reserve(SpanArray* spans, Py_ssize_t count) noexcept nogil:
 
 cdef int64_t add_span(SpanArray* spans, int64_t start, int64_t end) noexcept nogil:
     """Unite with [start, end); returns how many positions are new, -1 when memory is out."""
-    cdef Py_ssize_t first, last, i
+    cdef Py_ssize_t first, last
     cdef int64_t known = 0, before = start, after = end
     if start >= end:
         return 0

@@ -54,8 +54,8 @@ class DirState:
     """What is known of a directory's entries.
 
     `listed_at`: when the listing that `entries` came from was asked for (monotonic seconds; 0: never). `used_late`: names
-    that are not there and were answered for from it after its time. `changed`: when this mount itself last changed a name, so that an older listing
-    does not undo it. `probes` and `big_until` steer how one name is asked for, `walked` and `order` notice a walk.
+    that are not there and were answered for from it after its time. `changed`: when this mount itself last changed a name,
+    so that an older listing does not undo it. `probes` and `big_until` steer how one name is asked for, `walked` and `order` notice a walk.
     `stores_attributes`: entries have attributes of their own in the bucket; `flag_of` is the marker's ETag that said so.
     """
 
@@ -80,8 +80,8 @@ class Node:
     """One inode. Times are nanoseconds since the epoch; `etag` is None until the object exists in the bucket.
 
     `checked`: when the bucket last confirmed it (monotonic seconds). `complete`: its own metadata has been read. `own`: its
-    times differ from what a listing alone would show. `late`: of the listing that answered for it after its time. `content_type`: what the bucket has, where it is not the one that
-    belongs to the name.
+    times differ from what a listing alone would show. `late`: of the listing that answered for it after its time.
+    `content_type`: what the bucket has, where it is not the one that belongs to the name.
     """
 
     __slots__ = (
