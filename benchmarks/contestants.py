@@ -28,7 +28,8 @@ else:
 DEFAULT = Path(__file__).with_name("contestants.toml")
 _MOUNT, _UNMOUNT, _PREPARE = 60.0, 120.0, 120.0  # seconds
 _LOOK_EVERY = 0.002  # seconds
-_ENDING = 15.0  # seconds a daemon may live on after its unmount command
+_GOING = 3.0  # seconds the mount may stay after its unmount command
+_ENDING = 15.0  # seconds the processes may
 
 
 class ContestantError(Exception):
@@ -162,8 +163,10 @@ class Mount:
         except BaseException:
             self.clear()
             raise
-        end = time.monotonic() + _ENDING
-        while (marked(self._mark) or is_mounted(self._place.mountpoint)) and time.monotonic() < end:
+        begin = time.monotonic()
+        while (left := is_mounted(self._place.mountpoint)) or marked(self._mark):
+            if time.monotonic() - begin > (_GOING if left else _ENDING):
+                break
             time.sleep(0.005)
         why = self.clear()
         if why:

@@ -65,10 +65,11 @@ class Floor(llfuse.Operations):  # type: ignore[misc, unused-ignore]
         return llfuse.StatvfsData()
 
 
-def _serve(mountpoint: str, listing: str) -> None:
+def serve(mountpoint: str, listing: str, kind: type[Floor] = Floor) -> None:
+    """Mounts and answers until it is unmounted."""
     files = [(name, size) for name, size in json.loads(Path(listing).read_text())]
     options = {"fsname=floor", "ro", "max_background=64", "max_readahead=1048576", "default_permissions"}
-    llfuse.init(Floor(files), mountpoint, options)
+    llfuse.init(kind(files), mountpoint, options)
     device = _device(mountpoint)
     Path(f"/sys/class/bdi/{device}/read_ahead_kb").write_text(str(_READ_AHEAD_KIB))
     try:
@@ -88,10 +89,15 @@ def _device(mountpoint: str) -> str:
 
 def main() -> None:
     if sys.argv[1] == "--serve":
-        _serve(*sys.argv[2:4])
+        serve(sys.argv[2], sys.argv[3])
         return
     mountpoint, listing = sys.argv[1:3]
-    process = subprocess.Popen(module_command("floor", "--serve", mountpoint, listing), start_new_session=True)
+    start(module_command("floor", "--serve", mountpoint, listing), mountpoint)
+
+
+def start(command: list[str], mountpoint: str) -> None:
+    """Runs `command` in the background; returns when it has mounted."""
+    process = subprocess.Popen(command, start_new_session=True)
     while not is_mounted(mountpoint):
         if process.poll() is not None:
             raise SystemExit(f"the floor ended with status {process.returncode}")

@@ -66,9 +66,11 @@ def run_command(
 
 
 def _reap(process: subprocess.Popen[bytes]) -> None:
-    """A killed process that waits inside the kernel for a dead mount may take a moment, or never come back."""
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(5)
+    """A killed process that waits in the kernel for an answer of a mount ends only when that mount does: not waited for."""
+    try:
+        process.wait(0.5)
+    except subprocess.TimeoutExpired:
+        threading.Thread(target=process.wait, name="reaper", daemon=True).start()
 
 
 def _last_words(file: object) -> str:

@@ -170,13 +170,10 @@ class Proxy:
             f'core.register_action("delay", {{"http-req"}}, function(txn) core.msleep({self._delay}) end)\n'
         )
         (self._folder / "haproxy.cfg").write_text(self._configuration(self._log.getsockname()[1], *ports))
-        self._process = subprocess.Popen(
-            [binary, "-db", "-q", "-f", str(self._folder / "haproxy.cfg")],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=(self._folder / "haproxy.log").open("wb"),
-            start_new_session=True,
-        )
+        with (self._folder / "haproxy.log").open("wb") as log:
+            command = [binary, "-db", "-q", "-f", str(self._folder / "haproxy.cfg")]
+            nothing = subprocess.DEVNULL
+            self._process = subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=log, start_new_session=True)
         end = time.monotonic() + 20
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > end:

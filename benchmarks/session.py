@@ -162,9 +162,8 @@ class Bench:
         names = [one.name for one in self._contestants if workload.extra in ("", *one.extra) or not workload.extra_needed]
         if self._options.references:  # the floor asks no server, so a delay says nothing of it
             names += [CEILING] * (workload.bare is not None)
-            names += [SECOND] * (workload.second and not delay and self._options.thorough) + [FLOOR] * (
-                workload.floor and not delay
-            )
+            if not delay:
+                names += [SECOND] * (workload.second and self._options.thorough) + [FLOOR] * workload.floor
         return names
 
     # --- one run

@@ -23,6 +23,7 @@ from benchmarks.workloads import WORKLOADS
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(shutil.which("haproxy", path=search_path()) is None, reason="haproxy is not installed"),
     pytest.mark.skipif(os.getuid() != 0, reason="dropping caches needs root"),
     pytest.mark.timeout(300),
@@ -41,7 +42,7 @@ class Faulty(floor.Floor):
         return super().read(handle, offset, size)  # bytes of no meaning: a lie
 
 if sys.argv[2] == "--serve":
-    floor.serve(*sys.argv[3:5], Faulty)
+    floor.serve(sys.argv[3], sys.argv[4], Faulty)
 else:
     floor.start([sys.executable, __file__, sys.argv[1], "--serve", *sys.argv[2:4]], sys.argv[2])
 """
