@@ -1,8 +1,8 @@
 """Blocks of objects in memory, within a byte budget.
 
 A `Block` is one contiguous range of one object version. It is filled once, from its start on, by one fetch; its bytes are
-usable as they arrive, and a byte once published never changes, so a FUSE reply may send straight from it. A `BlockMap` holds the
-disjoint blocks of one object version; a `BlockCache` bounds the blocks of all maps and evicts.
+usable as they arrive, and a byte once published never changes, so a FUSE reply may send straight from it. A `BlockMap` holds
+the disjoint blocks of one object version; a `BlockCache` bounds the blocks of all maps and evicts.
 
 Structure (maps, cache lists) is guarded by the GIL: nothing here gives it up half way. A block's fill state has its own mutex,
 so that a receiver without the GIL can publish and wake. This module must never know a key, a URL or a file name.
@@ -243,7 +243,7 @@ cdef class BlockMap:
         return None
 
     cdef Block create(self, int64_t start, int64_t end, bint must):
-        """A new, empty block at `start`, cut where the next begins; None if `start` is held or, unless `must`, there is no room."""
+        """A new, empty block at `start`, cut where the next begins; None if `start` is held or room is short."""
         cdef Py_ssize_t i = self.index_of(start)
         cdef Block next_block, block
         if i < len(self.blocks):
@@ -281,7 +281,7 @@ cdef class BlockMap:
         block.finish()
 
     def claim(self, int64_t start, int64_t end):
-        """A new empty block for [start, end), cut at the next one, to be filled; None if `start` is held or there is no room."""
+        """A new empty block for [start, end), cut at the next one, to be filled; None if `start` is held or room is short."""
         return self.create(start, end, False)
 
     def covers(self, int64_t start, int64_t end):

@@ -1,19 +1,21 @@
 """Dirty bytes of one file in memory: writes of any size and order merge into the extents of fixed-size chunks.
 
-A chunk is what one part of an upload will be: a full chunk is sent as it lies, without another copy. Not locked: the file's lock
-guards it. It must never decide when or where bytes go.
+A chunk is what one part of an upload will be: a full chunk is sent as it lies, without another copy. Not locked: the file's
+lock guards it. It must never decide when or where bytes go.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int64_t
-from libc.stdlib cimport free, realloc
-from libc.string cimport memcpy, memset
+from libc.stdlib cimport free
+from libc.string cimport memcpy
 
 from sluicefs.engine.spans cimport SpanArray, add_span, covered, first_ending_after, remove_span
 
 
 cdef extern from *:
     """
+    #include <stdlib.h>
+    #include <string.h>
     #include <sys/mman.h>
     /* Memory of a chunk grows in place: malloc'ed while small, then mapped, where mremap moves pages and not bytes. */
     #define SLUICE_SMALL (256 * 1024)

@@ -9,7 +9,7 @@ from libc.string cimport memset
 
 from sluicefs.engine.blocks cimport Block, BlockCache, BlockMap
 from sluicefs.engine.readahead cimport (
-    STREAMS, Pattern, Stream, block_size_for, match_stream, note_stride, window_for,
+    Pattern, Stream, block_size_for, match_stream, note_stride, window_for,
 )
 
 cdef int64_t PAGE = 4096

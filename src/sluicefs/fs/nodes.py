@@ -55,8 +55,8 @@ class DirState:
 
     `listed_at`: when the listing that `entries` came from was asked for (monotonic seconds; 0: never). `used_late`: names
     that are not there and were answered for from it after its time. `changed`: when this mount itself last changed a name,
-    so that an older listing does not undo it. `probes` and `big_until` steer how one name is asked for, `walked` and `order` notice a walk.
-    `stores_attributes`: entries have attributes of their own in the bucket; `flag_of` is the marker's ETag that said so.
+    so that an older listing does not undo it. `probes` and `big_until` steer how one name is asked for, `walked` and `order`
+    notice a walk. `stores_attributes`: entries have attributes of their own in the bucket; `flag_of` is the marker's ETag that said so.
     """
 
     entries: Entries = field(default_factory=Entries)
