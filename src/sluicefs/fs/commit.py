@@ -215,7 +215,7 @@ class Committer:
     def moved(self, node: Node, *, wait: bool = True) -> None:
         """A file has another name, base or attributes now: what is kept of it says so. OSError. `wait`: until the disk does."""
         draft = node.draft
-        if draft is not None and draft.saved is not None:
+        if draft is not None and draft.saved is not None and node.parent is not None:
             old = draft.saved[1]
             draft.save_head(self.record_of(node, draft, pending=old.pending, error=old.error), wait=wait)
 
@@ -259,7 +259,7 @@ class Committer:
                 log.warning("%s, kept for a file that was open, could not be deleted: %s", aside, error)
 
     def dispose(self, node: Node) -> None:
-        """A node that nobody has open lost its name: forget its draft, soon. No lock is needed."""
+        """A node lost its name: what is unsent of it goes, soon, or with its last handle. No lock is needed."""
         self.multipart.pool.submit(self._dispose, node)
 
     def _dispose(self, node: Node) -> None:
@@ -267,6 +267,8 @@ class Committer:
             with node.file.lock:
                 if node.unlinked and not node.file.opens:
                     self.discard(node)
+                elif node.draft is not None:
+                    node.draft.unsave()
             with self.core.lock:
                 self.core.table.drop_if_unused(node)
         except Exception:

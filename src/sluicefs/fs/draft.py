@@ -389,6 +389,20 @@ class Draft:
                 os.unlink(os.path.join(journal.folder, old[1].file))
         self._close_old()
 
+    def unsave(self) -> None:
+        """It need not survive this process any more."""
+        with self.mutex:
+            saved, self.saved = self.saved, None
+            if saved is None:
+                return
+            journal, record = saved
+            journal.forget(record.id, wait=True)
+            with self._file_lock:
+                self._frozen = SpanSet()
+                if record.file is not None and record.file != os.path.basename(self._path):
+                    with suppress(OSError):
+                        os.unlink(os.path.join(journal.folder, record.file))
+
     def restore(self, journal: Journal, record: Record) -> None:
         """Be again what `record` says. OSError where its bytes are not there."""
         self.size, self.base_limit = record.size, record.base_limit

@@ -236,7 +236,7 @@ class Namespace:
                 self.directories.note(parent, node.name, None)
                 self.touch(parent)
             self.core.table.detach(node)
-        if node.draft is not None and not node.file.opens:
+        if not node.is_dir and node.draft is not None:
             self.core.committer.dispose(node)
 
     def touch(self, directory: Node) -> None:
