@@ -54,9 +54,10 @@ class DirState:
     """What is known of a directory's entries.
 
     `listed_at`: when the listing that `entries` came from was asked for (monotonic seconds; 0: never). `used_late`: names
-    that are not there and were answered for from it after its time. `changed`: when this mount itself last changed a name,
-    so that an older listing does not undo it. `probes` and `big_until` steer how one name is asked for, `walked` and `order`
-    notice a walk. `stores_attributes`: entries have attributes of their own in the bucket; `flag_of` is the marker's ETag that said so.
+    that are not there and were answered for from it after its time. `changed`: when this mount itself last changed a name, so
+    that an older listing does not undo it. `probes` and `big_until` steer how one name is asked for, `walked` and `order`
+    notice a walk. `stores_attributes`: entries have attributes of their own in the bucket; `flag_of` is the marker's version
+    that said so.
     """
 
     entries: Entries = field(default_factory=Entries)
@@ -66,6 +67,7 @@ class DirState:
     probes: int = 0
     big_until: float = 0.0
     marker: ObjectInfo | None = None
+    foreign_marker: str | None = None  # `dir` or `dir_$folder$`, which another program made
     stores_attributes: bool = False
     flag_of: str | None = None
     walked: int = 0
@@ -80,7 +82,7 @@ class Node:
     """One inode. Times are nanoseconds since the epoch; `etag` is None until the object exists in the bucket.
 
     `checked`: when the bucket last confirmed it (monotonic seconds). `complete`: its own metadata has been read. `own`: its
-    times differ from what a listing alone would show. `late`: of the listing that answered for it after its time.
+    times differ from what a listing alone would show. `late`: `listed_at` of the listing that answered for it after its time.
     `content_type`: what the bucket has, where it is not the one that belongs to the name.
     """
 
