@@ -24,6 +24,7 @@ _COMMANDS = {
     "run": "run",
     "warm": "warm",
     "cache": "cache",
+    "recover": "recover",
     "doctor": "doctor",
     "dev-server": "devserver",
 }

@@ -459,9 +459,10 @@ class Files:
         return sum(node.draft.unsent for node in self.dirty_nodes() if node.draft is not None)
 
     def take_over(self, *, everything: bool = False) -> None:
-        """What mounts that crashed left is here again, and sent."""
+        """What mounts that crashed left is here again, and sent; `everything` is sent when `sync_all` is called."""
         for node in self.writeback.take_over(everything=everything):
-            self.writeback.schedule(node, 0.0)
+            if not everything:
+                self.writeback.schedule(node, 0.0)
 
     def close(self) -> None:
         """Send pending attributes and end the threads. Data that could not be sent is kept on disk."""
