@@ -151,10 +151,15 @@ def merge(
     return merged
 
 
+def kind_of(info: ObjectInfo) -> int:
+    """The type of file (S_IFMT of st_mode) that an object is by its own word, as far as it is known."""
+    mode, _ = _decode_mode(info.metadata or {}, info.key.endswith("/"), info.size, info.content_type)
+    return stat.S_IFMT(mode)
+
+
 def says_directory(info: ObjectInfo) -> bool:
     """Whether an object is a directory by its own word, whatever its key."""
-    kind, _ = _decode_mode(info.metadata or {}, info.key.endswith("/"), info.size, info.content_type)
-    return stat.S_ISDIR(kind)
+    return stat.S_ISDIR(kind_of(info))
 
 
 def decode_xattrs(metadata: Mapping[str, str] | None) -> Xattrs:

@@ -363,6 +363,9 @@ class Directories:
         marker, known = node.dir.marker, None
         if marker is not None and marker.metadata is not None:  # should the kernel forget the node, the next one is like it
             known = replace(marker, key=self.core.table.key_of(node))
+        before = node.parent.dir.entries.get(node.name)
+        if before is not None and before.info is not None and not before.info.key.endswith("/"):
+            node.dir.foreign_marker = before.info.key
         self.note(node.parent, node.name, Entry(node.name, True, known))
 
     def note_file(self, node: Node) -> None:

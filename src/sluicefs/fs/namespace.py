@@ -283,11 +283,14 @@ class Namespace:
         own = core.key_of(node)
         assert node.parent is not None
         entry = node.parent.dir.entries.get(node.name)
-        if entry is None or entry.info is None or entry.info.key == own:
+        foreign = node.dir.foreign_marker
+        if foreign is None and entry is not None and entry.info is not None and entry.info.key != own:
+            foreign = entry.info.key
+        if foreign is None:
             return [own]
-        found = [own, entry.info.key]
+        found = [own, foreign]
         for other in (own[:-1], own[:-1] + FOLDER_SUFFIX):  # where one of them is, another may be
-            if other != entry.info.key:
+            if other != foreign:
                 try:
                     if not core.store.head(other).size:
                         found.append(other)

@@ -236,6 +236,7 @@ class Renames:
         core.stored.learn(node)
         copied: dict[str, tuple[str, str]] = {}  # old key: (version copied, ETag of the copy)
         aged: set[str] = set()
+        moved = False
         try:
             self._copy_below(old_prefix, new_prefix, copied, aged, rounds=1)
             if core.stored.differs(node):
@@ -249,17 +250,19 @@ class Renames:
                 if old_prefix in aged:
                     metadata[FLAG] = "1"
                 etag = core.store.put(new_prefix, bytearray(), metadata=metadata, content_type=content_type)
+                marker = ObjectInfo(new_prefix, 0, etag, time.time(), metadata, content_type)
                 old_keys = [*copied, *self.names.marker_keys(node)]
+                with core.lock:
+                    node.dir.marker, node.dir.foreign_marker, node.metadata = marker, None, metadata
                 self._move(node, target, new_parent, new_name)
+                moved = True  # from here on the copies are what counts
                 self._follow(node, old_prefix, copied, aged)
                 for below in self._files_below(node):
                     core.committer.moved(below)
         except BaseException:
-            self._undo([new_prefix + key[len(old_prefix) :] for key in copied])
+            if not moved:
+                self._undo([new_prefix + key[len(old_prefix) :] for key in copied])
             raise
-        with core.lock:
-            node.dir.marker = ObjectInfo(new_prefix, 0, etag, time.time())
-            node.dir.flag_of, node.metadata = None, metadata
         for key, why in core.store.delete_many(old_keys):
             log.error("%s was copied to its new name but could not be deleted, and is tried again later: %s", key, why)
             self._leftovers.append(key)
