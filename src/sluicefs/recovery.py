@@ -24,7 +24,7 @@ PIECE = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Unsent:
-    """One file that is not in its bucket. `pending`: the next mount sends it by itself. Sizes in bytes, `at`: seconds, epoch."""
+    """One file that is not in its bucket. `pending`: the next mount sends it by itself. Bytes; seconds since the epoch."""
 
     endpoint: str
     bucket: str
@@ -188,15 +188,15 @@ def _staged(journal: Journal, record: Record) -> Iterator[tuple[int, bytes]]:
     if record.file is None:
         body, position = journal.body(record.id), 0
         for start, end in record.present:
-            yield start, body[position : position + end - start]
+            yield start, bytes(body[position : position + end - start])
             position += end - start
         return
     with open(os.path.join(journal.folder, record.file), "rb") as file:
         for start, end in record.present:
             file.seek(start)
             while start < end:
-                piece = file.read(min(PIECE, end - start))
-                if not piece:
+                data = file.read(min(PIECE, end - start))
+                if not data:
                     raise OSError(f"{file.name} is shorter than it should be")
-                yield start, piece
-                start += len(piece)
+                yield start, data
+                start += len(data)

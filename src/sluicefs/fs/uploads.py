@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# An upload whose id nobody wrote down began at most so long (seconds) after it was announced; clocks may differ by as much.
-BEGUN_WITHIN = 120.0
+# An upload whose id nobody wrote down began at most so long after it was announced; clocks may differ a little (seconds).
+BEGUN_WITHIN = 60.0
+CLOCKS = 5.0
 
 
 class JournalingStore:
@@ -78,7 +79,7 @@ def abort_left(store: Store, staging: Staging, left: Left) -> None:
             else:
                 known = {other.upload_id for other in others}
                 for found in store.list_uploads(upload.key):
-                    ours = found.key == upload.key and abs(found.initiated - upload.at) < BEGUN_WITHIN
+                    ours = found.key == upload.key and -CLOCKS < found.initiated - upload.at < BEGUN_WITHIN
                     if ours and found.upload_id not in known:
                         store.abort_upload(found.key, found.upload_id)
             left.journal.upload_ended(upload.row)
