@@ -160,10 +160,10 @@ def _write(path: str, left: Left, record: Record, open_store: Callable[[], Store
                 store = open_store()
                 for start, end in _unchanged(record):
                     while start < end:
-                        piece = bytearray(min(PIECE * 8, end - start))
-                        store.get_into(record.base.key, start, piece, etag=record.base.etag)
-                        os.pwrite(out.fileno(), piece, start)
-                        start += len(piece)
+                        buffer = bytearray(min(PIECE * 8, end - start))
+                        store.get_into(record.base.key, start, buffer, etag=record.base.etag)
+                        os.pwrite(out.fileno(), buffer, start)
+                        start += len(buffer)
             except (OSError, SluiceError) as error:
                 warning = f"what was not changed is zeros, as the bucket no longer has it: {error}"
         for start, piece in _staged(left.journal, record):

@@ -1,7 +1,7 @@
 """Kills a mount in the middle of its work, again and again, and looks at what the bucket has after the next mount.
 
-A child process writes files with checkable content and says which ones `close` or `fsync` acknowledged; SIGKILL hits the mount at
-a random moment of that. Content names its file and version, so torn or mixed data is seen.
+A child process writes files with checkable content and says which ones `close` or `fsync` acknowledged; SIGKILL hits the mount
+at a random moment of that. Content names its file and version, so torn or mixed data is seen.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class Crash:
         subprocess.run(["fusermount", "-u", "-z", str(self.mountpoint)], stderr=subprocess.DEVNULL, check=False)
 
     def check(self) -> None:
-        """After a remount and unmount: what was acknowledged is there, or what came after it; whole; and nothing is left over."""
+        """After a remount and unmount: what was acknowledged is there, or what came after it, whole; nothing is left over."""
         store = self.bucket.store()
         try:
             for name, (version, _) in self.acknowledged.items():
