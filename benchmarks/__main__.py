@@ -68,7 +68,7 @@ def run(
         rounds=rounds or (3 if quick else 5),
         minutes=(2.5 if quick else 14.0) if minutes is None else minutes,
         scale=scale or (_QUICK_SCALE if quick else 1.0),
-        limit=5.0 if quick else 20.0,
+        limit=3.0 if quick else 20.0,
         thorough=not quick,
     )
     target = output or (QUICK if quick else LATEST)

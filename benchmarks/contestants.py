@@ -167,7 +167,7 @@ class Mount:
         while (left := is_mounted(self._place.mountpoint)) or marked(self._mark):
             if time.monotonic() - begin > (_GOING if left else _ENDING):
                 break
-            time.sleep(0.005)
+            time.sleep(0.02)
         why = self.clear()
         if why:
             raise Fault(why)

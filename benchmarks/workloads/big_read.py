@@ -176,7 +176,6 @@ WORKLOADS = (
         one_file,
         bare_first_byte,
         delays=(0, 30),
-        quick=True,
         targets=(Target("x ceiling", ">=", 1 / 1.3), Target("x ceiling", ">=", 1 / 1.3, delay=30)),
     ),
 )

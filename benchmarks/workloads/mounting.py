@@ -24,7 +24,6 @@ WORKLOADS = (
         _act,
         _data,
         cold=False,
-        quick=True,
         targets=(Target("value", "<=", 0.6), Target("idle RSS MB", "<=", 90)),
     ),
 )
