@@ -40,7 +40,10 @@ cdef extern from *:
     static inline void sluice_store(Py_ssize_t *at, Py_ssize_t value) { __atomic_store_n(at, value, __ATOMIC_RELEASE); }
     static unsigned char *sluice_map(size_t size) {
         void *at = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        return at == MAP_FAILED ? NULL : (unsigned char *) at;
+        if (at == MAP_FAILED) return NULL;
+        /* Filling fresh 4 KiB pages costs 0.5 s of CPU per GB, huge ones half of that. */
+        if (size >= 2 << 20) madvise(at, size, MADV_HUGEPAGE);
+        return (unsigned char *) at;
     }
     static void sluice_unmap(unsigned char *at, size_t size) { munmap(at, size); }
     """
@@ -55,7 +58,7 @@ cdef Py_ssize_t MAP_FROM = 128 * 1024
 # Big blocks follow one another in a sequential read: using their pages again spares a page fault per 4 KiB.
 cdef Py_ssize_t SPARE_SIZE = 8 * 1024 * 1024
 cdef enum:
-    SPARES = 8
+    SPARES = 16
 cdef unsigned char* spares[SPARES]
 cdef int spare_count = 0
 
