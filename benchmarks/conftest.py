@@ -1,0 +1,25 @@
+"""Settings of pytest-benchmark: where the baseline is, and that it names no machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+BASELINE = Path(__file__).with_name("baseline")
+
+
+def pytest_configure(config: Any) -> None:
+    option = config.option
+    if not hasattr(option, "benchmark_storage"):
+        return  # pytest-benchmark is not installed
+    option.benchmark_storage = f"file://{BASELINE}"
+    if any(BASELINE.rglob("*.json")) and not option.benchmark_save and not option.benchmark_compare:
+        option.benchmark_compare = True  # with the latest
+
+
+def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, Any]) -> None:
+    kept = {"machine", "system", "python_implementation", "python_version"}
+    cpu = {name: machine_info["cpu"].get(name) for name in ("brand_raw", "count")}
+    for name in set(machine_info) - kept:
+        del machine_info[name]
+    machine_info["cpu"] = cpu
