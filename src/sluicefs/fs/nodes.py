@@ -57,7 +57,7 @@ class DirState:
     that are not there and were answered for from it after its time. `changed`: when this mount itself last changed a name, so
     that an older listing does not undo it. `probes` and `big_until` steer how one name is asked for, `walked` and `order`
     notice a walk. `stores_attributes`: entries have attributes of their own in the bucket; `flag_of` is the marker's version
-    that said so.
+    that said so. `directories_asked`: when the attributes of directories in it were last asked for (monotonic seconds).
     """
 
     entries: Entries = field(default_factory=Entries)
@@ -70,6 +70,7 @@ class DirState:
     foreign_marker: str | None = None  # `dir` or `dir_$folder$`, which another program made
     stores_attributes: bool = False
     flag_of: str | None = None
+    directories_asked: float = 0.0
     walked: int = 0
     left_out: int = 0  # keys the listing does not show
     order: list[str] | None = None  # names of the files, sorted

@@ -32,6 +32,8 @@ FLAG = "sluicefs-attributes"  # in the metadata of a marker: "1" where entries h
 # The root of a bucket has no marker of its own (its key would be empty): this hidden object stands in.
 ROOT_MARKER = RESERVED + "root"
 THREADS = 64
+# A listing does not tell whether a directory's marker has changed; its attributes are asked for again after so long (seconds).
+DIRECTORIES_TTL = 60.0
 # Last-Modified has whole seconds and an upload takes a while: times this near to it (nanoseconds) need no HEAD to be told.
 NEAR = 2_000_000_000
 
@@ -139,9 +141,12 @@ class StoredAttributes:
             return
         state = node.dir
         wanted = []
+        again = time.monotonic() - state.directories_asked > DIRECTORIES_TTL
+        if again:
+            state.directories_asked = time.monotonic()
         for name, entry in listing.entries.items():
             known = state.entries.get(name)
-            if known is not None and known.info is not None and known.info.metadata is not None and _same(known, entry):
+            if known is not None and known.info is not None and known.info.metadata is not None and _same(known, entry, again):
                 listing.entries[name] = known
             elif entry.info is None or entry.info.metadata is None:
                 wanted.append(entry)
@@ -207,9 +212,10 @@ class StoredAttributes:
             self._pool.shutdown()
 
 
-def _same(known: Entry, entry: Entry) -> bool:
-    if entry.info is None or known.info is None:
-        return False  # a common prefix: its marker may have changed unseen
+def _same(known: Entry, entry: Entry, ask_directories: bool) -> bool:
+    """Is what is known of an entry still what the bucket has, as far as a listing can tell?"""
+    if entry.info is None or known.info is None:  # a common prefix: its marker may have changed unseen
+        return known.is_dir and entry.is_dir and not ask_directories
     return (
         known.is_dir == entry.is_dir
         and known.info.etag == entry.info.etag
