@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sluicefs import control
+from sluicefs import control, lifecycle
 from sluicefs.cli.options import size
 from sluicefs.errors import SluiceError
 
@@ -52,7 +52,7 @@ def _which(what: str | None) -> tuple[str | None, str | None]:
     path = os.path.realpath(what)
     if os.sep in what or os.path.isdir(path):
         row = control.find_mount(path)
-        if row is not None and row.is_ours:
+        if row is not None and row.is_ours and not lifecycle.is_dead(path):
             raise SluiceError(f"{path} is mounted; it sends what is unsent. `sluicefs status {path}` says how much there is.")
         return None, path
     return what.partition(":")[0], None

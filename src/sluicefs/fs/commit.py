@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 SMALL_BODY = 1 << 20  # bytes: smaller ones are composed without asking for room
 MAX_NAME = 255
+STREAM_AGAIN = 10.0  # seconds after the store refused to begin an upload
 COPY_LIMIT = 5 * parts.GiB
 
 
@@ -47,13 +48,23 @@ class Committer:
     def progress(self, node: Node, draft: Draft) -> None:
         """After a write: send the parts that are full, and hold the writer back while memory is full."""
         if draft.base_limit == 0 and draft.size > draft.part_size:
-            self._send_full_parts(node, draft)
+            self._send_while_written(node, draft)
         while self.core.dirty.full:
             stream = self.multipart.streams.get(draft)
             if stream is not None and stream.pending:
                 self.multipart.reap(draft, stream, wait_for=min(stream.pending))
             elif not draft.spill():
                 return
+
+    def _send_while_written(self, node: Node, draft: Draft) -> None:
+        """Failures are no matter yet: `close` will tell, and until then the data has a place."""
+        if time.monotonic() < draft.stream_again:
+            return
+        try:
+            self._send_full_parts(node, draft)
+        except StoreError as error:
+            draft.stream_again = time.monotonic() + STREAM_AGAIN
+            log.warning("%s cannot be sent while it is written: %s", node.name, error)
 
     def _send_full_parts(self, node: Node, draft: Draft) -> None:
         stream = self.multipart.streams.get(draft)
@@ -300,19 +311,10 @@ class Committer:
         return True
 
     def _send_conflict(self, draft: Draft, key: str, metadata: dict[str, str], content_type: str) -> None:
-        if draft.base is not None and draft.base_limit:
-            # What was read before the conflict can still be read; a byte that was not is gone with the version it was in.
-            try:
-                self._send(draft, key, metadata, content_type, None)
-                return
-            except OSError as error:
-                if error.errno != errno.ESTALE and not isinstance(error, (ConditionFailedError, NotFoundError)):
-                    raise
-            self.multipart.abandon(draft)
-            log.warning("the version that the change was based on is gone; its bytes are zeros in %s", key)
-            with draft.mutex:
-                draft.base_limit = 0
+        lost = draft.salvage()
         self._send(draft, key, metadata, content_type, None)
+        if lost:
+            log.warning("%s: %d bytes that were not changed are zeros: the version they were in is gone", key, sum(lost))
 
     def close(self) -> None:
         self.multipart.close()

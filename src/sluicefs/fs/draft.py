@@ -24,6 +24,7 @@ from sluicefs.staging.folder import sync_folder
 ReadBase = Callable[[int, int], object]  # (offset, length) -> bytes of the base version
 
 COPY = 1 << 20
+SALVAGE = 128 * 1024
 # A file with so few dirty bytes is kept in the journal itself: one fsync instead of three.
 INLINE = 256 * 1024
 
@@ -66,6 +67,8 @@ class Draft:
         self.replaced = base is None  # the whole file is new: last writer wins, no condition
         self.replaces = False  # the object under the key is another file's, which this one was renamed over
         self.restored = False  # a journal brought it back: perhaps the bucket has it already
+        self.base_gone = False
+        self.stream_again = 0.0  # monotonic seconds: not sent while it is written until then
         self.closed = False
         self.saved: tuple[Journal, Record] | None = None  # what would survive this process
         self.saved_version = -1
@@ -162,7 +165,9 @@ class Draft:
 
     def unchanged(self, start: int, end: int) -> bool:
         """Does [start, end) still show the base, all of it?"""
-        return self.base is not None and end <= self.base_limit and not self.changed.touches(start, end)
+        if self.base is None or self.base_gone:
+            return False
+        return end <= self.base_limit and not self.changed.touches(start, end)
 
     def is_hole(self, start: int, end: int) -> bool:
         """Is [start, end) nothing but zeros that nobody wrote?"""
@@ -172,6 +177,25 @@ class Draft:
             if start < self.base_limit and not self.changed.covers(start, min(end, self.base_limit)):
                 return False
             return not self._in_memory(start, end)
+
+    def salvage(self) -> list[int]:
+        """The base is gone from the bucket: nothing can be copied from it, and of its bytes only those still in a cache are
+        read; the others are zeros. Their lengths end up in the list that is returned, as they are met."""
+        lost: list[int] = []
+        read = self.read_base
+
+        def read_base(offset: int, length: int) -> object:
+            assert read is not None
+            try:
+                return read(offset, min(length, SALVAGE))
+            except OSError as error:
+                if error.errno != errno.ESTALE:
+                    raise
+            lost.append(min(length, SALVAGE))
+            return bytes(lost[-1])
+
+        self.read_base, self.base_gone = read_base, True
+        return lost
 
     def in_one_piece(self, start: int, end: int) -> bool:
         """Can `body` give [start, end) without composing it in memory?"""
