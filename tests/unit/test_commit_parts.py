@@ -1,0 +1,276 @@
+"""How files become parts: arithmetic to R2's limits, and what a filesystem over the reference store sends."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sluicefs.config import Config, MiB
+from sluicefs.errors import ConditionFailedError
+from sluicefs.fs import parts
+from sluicefs.fs.filesystem import FileSystem
+from sluicefs.fs.namespace import Caller
+from sluicefs.fs.nodes import ROOT_INO
+from sluicefs.store.memory import MemoryStore
+
+GiB = 1024 * MiB
+PART = 5 * MiB
+ME = Caller(os.getuid(), os.getgid())
+
+
+@pytest.mark.parametrize("chunk", [5 * MiB, 16 * MiB, 16 * MiB + 1, 512 * MiB, 4 * GiB])
+@pytest.mark.parametrize(
+    "size", [0, 1, 10_000 * 5 * MiB, 10_000 * 16 * MiB, 10_000 * 16 * MiB + 1, 200 * GiB, parts.MAX_OBJECT]
+)
+def test_a_plan_keeps_the_stores_rules(size: int, chunk: int) -> None:
+    plan = parts.plan_for(size, chunk)
+    count = plan.count(size)
+    assert 1 <= count <= 10_000
+    assert parts.MIN_PART <= plan.part_size <= parts.MAX_PART and plan.part_size % chunk == 0
+    assert plan.span(0, size)[0] == 0 and plan.span(count - 1, size)[1] == size
+    lengths = {end - start for start, end in (plan.span(index, size) for index in range(count - 1))}
+    assert lengths <= {plan.part_size}, "all but the last are equal"
+    start, end = plan.span(count - 1, size)
+    assert end - start <= plan.part_size, "the last is not larger"
+    if size <= 10_000 * chunk:
+        assert plan.part_size == chunk, "no larger than it must be"
+
+
+def test_nothing_is_larger_than_an_object_can_be() -> None:
+    assert parts.plan_for(parts.MAX_OBJECT, 16 * MiB).part_size == 528 * MiB
+    with pytest.raises(ValueError):
+        parts.plan_for(parts.MAX_OBJECT + 1, 16 * MiB)
+
+
+def test_a_growing_file_is_planned_anew_a_few_times_only() -> None:
+    plan, plans = parts.plan_for(1, 16 * MiB), 1
+    while plan.capacity < parts.MAX_OBJECT:
+        plan, plans = parts.grown(plan, plan.capacity + 1), plans + 1
+    assert plans <= 4
+
+
+class Strict(MemoryStore):
+    """The reference store; notes the sizes of parts as they are sent or copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: dict[str, dict[int, int]] = {}
+        self.copied: dict[str, dict[int, int]] = {}
+
+    def upload_part(self, key, upload_id, number, body):  # type: ignore[no-untyped-def]
+        self.sent.setdefault(upload_id, {})[number] = len(memoryview(body))
+        return super().upload_part(key, upload_id, number, body)
+
+    def copy_part(self, key, upload_id, number, source, offset, length):  # type: ignore[no-untyped-def]
+        self.copied.setdefault(upload_id, {})[number] = length
+        return super().copy_part(key, upload_id, number, source, offset, length)
+
+    def complete_upload(self, key, upload_id, parts, **conditions):  # type: ignore[no-untyped-def]
+        sizes = self.copied.get(upload_id, {}) | self.sent.get(upload_id, {})
+        lengths = [sizes[number] for number, _ in parts]
+        assert set(lengths[:-1]) <= {lengths[0]} and lengths[-1] <= lengths[0], "R2's rule"
+        return super().complete_upload(key, upload_id, parts, **conditions)
+
+    @property
+    def sent_bytes(self) -> int:
+        return sum(sum(sizes.values()) for sizes in self.sent.values())
+
+
+class Bench:
+    """A filesystem over `Strict`, and one file in it."""
+
+    def __init__(self, folder: Path, **options: object):
+        self.store = Strict()
+        given = {"part_size": PART, "memory": 64 * MiB, "attr_ttl": 3600.0, **options}
+        self.fs = FileSystem(Config("bucket", "/nowhere", **given), self.store, str(folder))  # type: ignore[arg-type]
+
+    def create(self, name: bytes = b"file") -> int:
+        return self.fs.create(ROOT_INO, name, 0o644, os.O_RDWR | os.O_CREAT, ME)[0]
+
+    def open(self, name: bytes = b"file") -> int:
+        return self.fs.open(self.fs.lookup(ROOT_INO, name).ino, os.O_RDWR)
+
+    def write(self, handle: int, offset: int, data: bytes) -> None:
+        for start in range(0, len(data), 128 * 1024):
+            self.fs.write(handle, offset + start, data[start : start + 128 * 1024])
+
+    def end(self, handle: int) -> None:
+        self.fs.flush(handle)
+        self.fs.release(handle)
+
+    def stored(self, key: str = "file") -> bytes:
+        return bytes(self.store.get(key)[1])
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    made = Bench(tmp_path)
+    yield made
+    assert not made.fs.sync_all()
+    made.fs.close()
+    assert made.store.list_uploads("") == []
+    assert list(tmp_path.iterdir()) == [], "staging is empty at the end"
+
+
+def test_a_file_that_outgrows_its_parts_is_sent_in_larger_ones(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "MAX_PARTS", 4)
+    data = os.urandom(21 * MiB)
+    handle = bench.create()
+    bench.write(handle, 0, data)
+    bench.end(handle)
+    assert bench.stored() == data
+    assert {max(sizes.values()) for sizes in bench.store.sent.values()} == {PART, 4 * PART}
+
+
+def test_a_part_that_was_sent_and_written_again_is_sent_again(bench: Bench) -> None:
+    data = bytearray(os.urandom(18 * MiB))
+    handle = bench.create()
+    bench.write(handle, 0, data)
+    data[3:5] = b"xy"
+    bench.write(handle, 3, b"xy")
+    bench.fs.fsync(handle)
+    assert bench.stored() == data
+    data[PART : PART + 5] = b"again"
+    bench.write(handle, PART, b"again")
+    bench.write(handle, len(data), b"more")
+    bench.end(handle)
+    assert bench.stored() == data + b"more"
+
+
+@pytest.mark.parametrize("size", [0, 7, PART, PART + 1, 2 * PART + 17, 25 * MiB])
+def test_truncated_with_parts_under_way(bench: Bench, size: int) -> None:
+    data = os.urandom(18 * MiB)
+    handle = bench.create()
+    node = bench.fs.lookup(ROOT_INO, b"file")
+    bench.write(handle, 0, data)
+    bench.fs.files.truncate(node, size)
+    tail = os.urandom(11 * MiB)
+    bench.write(handle, size, tail)
+    bench.end(handle)
+    assert bench.stored() == (data[:size] + bytes(max(0, size - len(data)))) + tail
+
+
+def test_random_order_overlaps_and_holes(bench: Bench) -> None:
+    expected = bytearray(30 * MiB)
+    handle = bench.create()
+    import random
+
+    dice = random.Random(5)
+    size = 0
+    for _ in range(300):
+        offset, length = dice.randrange(29 * MiB), dice.randrange(1, 200_000)
+        piece = dice.randbytes(length)
+        expected[offset : offset + length] = piece
+        size = max(size, offset + length)
+        bench.write(handle, offset, piece)
+        start = dice.randrange(size)
+        assert bytes(bench.fs.read(handle, start, 50_000)) == expected[start : min(size, start + 50_000)]
+    bench.end(handle)
+    assert bench.stored() == expected[:size]
+
+
+def test_changing_4_kib_sends_one_part_and_copies_the_rest(bench: Bench) -> None:
+    data = bytearray(os.urandom(41 * MiB))
+    handle = bench.create()
+    bench.write(handle, 0, data)
+    bench.end(handle)
+    before = bench.store.sent_bytes
+    handle = bench.open()
+    bench.write(handle, 12 * MiB, b"z" * 4096)
+    bench.end(handle)
+    data[12 * MiB : 12 * MiB + 4096] = b"z" * 4096
+    assert bench.stored() == data
+    assert bench.store.sent_bytes - before == PART
+    handle = bench.open()
+    bench.write(handle, len(data), b"a" * 4096)
+    bench.end(handle)
+    assert bench.stored() == data + b"a" * 4096
+    assert bench.store.sent_bytes - before == PART + (41 * MiB) % PART + 4096
+
+
+def test_memory_stays_within_its_limit_while_a_large_file_is_written_in_random_order(bench: Bench) -> None:
+    handle = bench.create()
+    piece = os.urandom(MiB)
+    limit = bench.fs.core.dirty.limit
+    for index in range(80):
+        bench.write(handle, (index * 37 % 80) * MiB, piece)
+        assert bench.fs.core.dirty.used <= limit
+    bench.end(handle)
+    assert bench.stored() == piece * 80
+
+
+def test_an_endpoint_that_ignores_conditions_is_found_out_and_looked_at_first(tmp_path: Path) -> None:
+    class Lax(MemoryStore):
+        def put(self, key, body, **options):  # type: ignore[no-untyped-def]
+            return super().put(key, body, **{**options, "if_match": None})
+
+    store = Lax()
+    fs = FileSystem(Config("bucket", "/nowhere", attr_ttl=3600.0), store, str(tmp_path))
+    store.put("file", b"old")
+    handle = fs.open(fs.lookup(ROOT_INO, b"file").ino, os.O_RDWR)
+    fs.write(handle, 3, b" ours")
+    assert bytes(fs.read(handle, 0, 10)) == b"old ours"
+    store.put("file", b"theirs")
+    with pytest.raises(OSError):
+        fs.flush(handle)
+    fs.release(handle)
+    assert fs.core.committer.conditions.heeded is False
+    assert bytes(store.get("file")[1]) == b"theirs"
+    kept = [info.key for info in store.list("").objects if ".conflict-" in info.key]
+    assert [bytes(store.get(key)[1]) for key in kept] == [b"old ours"]
+    assert not [info.key for info in store.list("").objects if "probe" in info.key]
+    fs.close()
+
+
+def test_the_base_is_looked_at_before_parts_are_copied(bench: Bench) -> None:
+    handle = bench.create()
+    bench.write(handle, 0, os.urandom(21 * MiB))
+    bench.end(handle)
+    handle = bench.open()
+    bench.write(handle, 0, b"ours")
+    bench.store.put("file", b"theirs")
+    with pytest.raises(OSError):
+        bench.fs.flush(handle)
+    bench.fs.release(handle)
+    assert bench.stored() == b"theirs"
+    assert not bench.store.copied
+    with pytest.raises(ConditionFailedError):
+        bench.store.put("file", b"", if_match="other")
+
+
+@pytest.mark.slow
+def test_a_sparse_file_of_200_gib_takes_no_memory_and_no_disk(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, part_size=16 * MiB)
+    handle = bench.create()
+    node = bench.fs.lookup(ROOT_INO, b"file")
+    bench.write(handle, 0, b"begin")
+    bench.fs.files.truncate(node, 200 * GiB)
+    bench.write(handle, 150 * GiB, b"middle")
+    bench.write(handle, 200 * GiB - 3, b"end")
+    before = resident()
+    bench.end(handle)
+    assert resident() - before < 150 * MiB
+    (lengths,) = [set(sizes.values()) for sizes in bench.store.sent.values()]
+    assert max(lengths) == 32 * MiB, "10,000 parts of 16 MiB are not enough"
+    info = bench.store.head("file")
+    assert info.size == 200 * GiB
+    for offset, expected in ((0, b"begin"), (150 * GiB, b"middle"), (200 * GiB - 3, b"end"), (100 * GiB, bytes(5))):
+        found = bytearray(len(expected))
+        bench.store.get_into("file", offset, found)
+        assert found == expected
+    # A change in the middle: all other parts are copied by the server.
+    before_bytes = bench.store.sent_bytes
+    handle = bench.open()
+    bench.write(handle, 77 * GiB, b"changed")
+    bench.end(handle)
+    assert bench.store.sent_bytes - before_bytes == 32 * MiB
+    bench.fs.close()
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    with open("/proc/self/statm") as fields:
+        return int(fields.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
