@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from sluicefs.errors import CancelledError, ConditionFailedError, NotFoundError, StoreError
 from sluicefs.fs import attributes, parts
-from sluicefs.fs.draft import Draft
+from sluicefs.fs.draft import INLINE, Draft
 from sluicefs.fs.multipart import Multipart, Patience
 from sluicefs.fs.nodes import Node
 from sluicefs.fs.stored import NEAR
@@ -53,8 +53,18 @@ class Committer:
             stream = self.multipart.streams.get(draft)
             if stream is not None and stream.pending:
                 self.multipart.reap(draft, stream, wait_for=min(stream.pending))
-            elif not draft.spill():
+            elif not self._spill(draft):
                 return
+
+    def _spill(self, draft: Draft) -> bool:
+        try:
+            return draft.spill()
+        except OSError as error:
+            # One large file that fills memory and disk must not keep small ones from being written.
+            memory = self.core.dirty
+            if error.errno == errno.ENOSPC and draft.extents.used <= INLINE and memory.used < memory.limit * 5 // 4:
+                return False
+            raise
 
     def _send_while_written(self, node: Node, draft: Draft) -> None:
         """Failures are no matter yet: `close` will tell, and until then the data has a place."""
