@@ -20,7 +20,6 @@ from sluicefs.fs import attributes, parts
 from sluicefs.fs.draft import INLINE, Draft
 from sluicefs.fs.multipart import Multipart, Patience
 from sluicefs.fs.nodes import Node
-from sluicefs.fs.stored import NEAR
 from sluicefs.staging import Base, Record
 
 if TYPE_CHECKING:
@@ -30,6 +29,7 @@ log = logging.getLogger(__name__)
 
 SMALL_BODY = 1 << 20  # bytes: smaller ones are composed without asking for room
 MAX_NAME = 255
+TIMES = ("atime", "ctime", "mtime")
 STREAM_AGAIN = 10.0  # seconds after the store refused to begin an upload
 COPY_LIMIT = 5 * parts.GiB
 
@@ -81,11 +81,11 @@ class Committer:
         if stream is None:
             if node.parent is None or not draft.extents.covers(0, draft.part_size):
                 return
-            metadata, content_type = self.metadata_of(node)
+            metadata, content_type = self._metadata_ahead(node)
             plan = parts.plan_for(draft.size, draft.part_size)
             stream = self.multipart.begin(draft, self.core.key_of(node), plan, metadata, content_type)
         elif draft.size > stream.plan.capacity:
-            stream = self.multipart.replan(draft, stream, *self.metadata_of(node))
+            stream = self.multipart.replan(draft, stream, *self._metadata_ahead(node))
         self.multipart.send_full_parts(draft, stream)
 
     def before_write(self, draft: Draft, offset: int, length: int) -> None:
@@ -119,6 +119,7 @@ class Committer:
         except CancelledError:
             raise
         except OSError as error:
+            draft.replaces = True  # it may have arrived all the same, and has to go when the file does
             # The store refused the condition, or what the change is based on can be read no more.
             if error.errno != errno.ESTALE or not self._keep_conflict(node, draft, error):
                 self.keep(node, draft, error)
@@ -190,14 +191,20 @@ class Committer:
         if late and size <= COPY_LIMIT:
             self.attributes_changed(node)
 
+    def _metadata_ahead(self, node: Node) -> tuple[dict[str, str], str]:
+        """`metadata_of` for a file that is still being written. Last-Modified will tell its times, those of the end."""
+        metadata, content_type = self.metadata_of(node)
+        if not node.own:
+            metadata = {name: value for name, value in metadata.items() if name not in TIMES}
+        return metadata, content_type
+
     def _attributes_are_late(self, node: Node, sent: dict[str, str]) -> bool:
-        """A long upload carries the attributes of its beginning."""
+        """Were attributes set after an upload began that carries them?"""
         if sent.get("xattr") != (node.metadata or {}).get("xattr"):
             return True
         now = attributes.encode(node)  # type: ignore[arg-type]
-        if any(sent.get(name) != now[name] for name in ("mode", "uid", "gid")):
-            return True
-        return "mtime" in sent and abs(float(sent["mtime"]) - float(now["mtime"])) * 1e9 > (0 if node.own else NEAR)
+        names = ("mode", "uid", "gid", *(TIMES if node.own else ()))
+        return any(sent.get(name) != now.get(name) for name in names)
 
     def metadata_of(self, node: Node) -> tuple[dict[str, str], str]:
         """(object metadata, Content-Type) of a file as it is now."""

@@ -50,6 +50,7 @@ class WriteBack:
         self._tries: dict[Node, int] = {}
         self._sending: set[Node] = set()
         self._bytes: dict[Node, int] = {}
+        self._total = 0
         self._changed = threading.Condition()
         self._stopping = False
         self._threads: list[threading.Thread] = []
@@ -77,7 +78,7 @@ class WriteBack:
     @property
     def staged(self) -> int:
         """Bytes on local disk that the bucket does not have."""
-        return sum(self._bytes.values())
+        return self._total
 
     @property
     def limit(self) -> int:
@@ -98,7 +99,9 @@ class WriteBack:
             self._due.pop(node, None)
             self._due[node] = now + delay
             self._since.setdefault(node, now)
+            self._total -= self._bytes.get(node, 0)
             self._bytes[node] = draft.unsent if draft is not None else 0
+            self._total += self._bytes[node]
             if len(self._threads) < THREADS and len(self._due) > len(self._threads) - len(self._sending):
                 thread = threading.Thread(target=self._work, name=f"write-back-{len(self._threads)}", daemon=True)
                 self._threads.append(thread)
@@ -132,8 +135,9 @@ class WriteBack:
                 with self._changed:
                     self._sending.discard(node)
                     if node not in self._due and again is None:
-                        for known in (self._since, self._bytes, self._tries):
-                            known.pop(node, None)
+                        self._total -= self._bytes.pop(node, 0)
+                        self._since.pop(node, None)
+                        self._tries.pop(node, None)
                     self._changed.notify_all()
             if again is not None:
                 self.schedule(node, again)
@@ -229,5 +233,6 @@ class WriteBack:
             version = core.version(base.key, base.etag, base.size) if base is not None else None
         draft = self.new_draft(version, record.size)
         draft.restore(journal, record)
+        draft.replaces = True  # it may have been sent just before the crash, and has to go when the file does
         node.file.draft = draft
         return node
