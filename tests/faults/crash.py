@@ -43,7 +43,7 @@ sys.path.insert(0, os.getcwd())
 from tests.faults.crash import SIZES, content
 folder, seed = sys.argv[1], int(sys.argv[2])
 dice = random.Random(seed)
-for version in range(1, 10_000):
+for version in range(seed * 1000 + 1, seed * 1000 + 1000):
     name = f"f{dice.randrange(12)}"
     data = content(name, version, dice.choice(SIZES))
     how = dice.choice(["new", "rename", "fsync"])
