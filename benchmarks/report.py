@@ -119,8 +119,8 @@ def value_rows(session: Session) -> _Rows:
                 cells.append(NONE)
             else:
                 middle = _amount(statistics.median(values), unit)
-                spread = f"{_number(min(values))} to {_number(max(values))}"
-                cells.append(f"{middle} ({spread}), {len(values)}")
+                spread = f" ({_number(min(values))} to {_number(max(values))})" if len(values) > 1 else ""
+                cells.append(f"{middle}{spread}, {len(values)}")
         rows.append([_row_name(session, workload, delay), *cells])
     return rows
 

@@ -20,7 +20,10 @@ REFERENCES = ("ceiling", "ceiling-ministack", "floor")
 
 @dataclass
 class Run:
-    """One contestant, one round. Round 0 counts and verifies and is not timed. `fault`: why it has no value."""
+    """One contestant, one round. Round 0 counts and verifies and is not timed. `fault`: why it has no value.
+
+    `took`: seconds with mount and all.
+    """
 
     workload: str
     delay: int
@@ -39,6 +42,7 @@ class Run:
     extra: dict[str, Any] = field(default_factory=dict)
     fault: str = ""
     note: str = ""
+    took: float = 0.0
 
 
 @dataclass

@@ -39,8 +39,8 @@ class Options:
     """What was asked for. `minutes`: after which rounds are cut short, 0 for never; everyone gets one round at least.
 
     `limit`: seconds after which a long series of small files may stop. `references`: ceiling and floor too. `thorough`: the
-    machine's caches are emptied before every run, and a second server is asked; without, cold is a fresh mount with an empty
-    cache folder, and programs start warm.
+    machine's caches are emptied before every round, and a second server is asked. Every run has a fresh mount with an empty
+    cache folder anyway, and the server's data is in memory: what a drop makes cold are programs, of the first in a round, ours.
     """
 
     workloads: list[Workload]
@@ -143,6 +143,8 @@ class Bench:
         taken = dict.fromkeys(field_, 0.0)
         last = dict.fromkeys(field_, 0.0)
         for number in range(0 if delay == min(workload.delays) else 1, self._options.rounds + 1):
+            if self._options.thorough and workload.cold:
+                drop_caches()
             for name in field_:
                 spent = time.monotonic() - begin
                 if number > 1 and (taken[name] + last[name] > share / len(field_) and spent + last[name] > share):
@@ -155,6 +157,7 @@ class Bench:
                 run = self._run(workload, delay, number, name)
                 last[name] = time.monotonic() - start
                 taken[name] += last[name]
+                run.took = last[name]
                 self.session.runs.append(run)
                 self._reporter.ended(run)
 
@@ -177,7 +180,7 @@ class Bench:
             if name == SECOND:
                 self._second(workload, run)
             elif workload.data is not None:
-                bucket = self._dataset(workload.data(self._sizes))
+                bucket = self._dataset(workload.data(self._sizes), name)
             else:
                 bucket = self._new_bucket(f"bench-run-{self._serial}", None)
             if bucket is not None and name == CEILING:
@@ -210,7 +213,6 @@ class Bench:
         )
 
     def _bare(self, workload: Workload, run: Run, bucket: _Bucket, door: str) -> None:
-        self._cool(workload)
         self._proxy.take()
         self._fill(run, workload, self._act(workload, "bare", self._scene(run, bucket, door)))
         run.counts = self._proxy.take().as_json() if run.delay else None
@@ -248,7 +250,6 @@ class Bench:
                 finally:
                     mount.stop()
                 mount = Mount(contestant, place, extra)
-            self._cool(workload)
             self._proxy.take()
             mount.start()
             ended = False
@@ -270,10 +271,6 @@ class Bench:
             self._fill(run, workload, outcome, usage, checked=run.contestant != FLOOR)
             if door != self._server.endpoint:
                 run.counts, run.mount_counts = counts.as_json(), mounted.as_json()
-
-    def _cool(self, workload: Workload) -> None:
-        if self._options.thorough and workload.cold:
-            drop_caches()
 
     def _fill(self, run: Run, workload: Workload, outcome: Outcome, usage: Usage | None = None, checked: bool = True) -> None:
         usage = usage or Usage()
@@ -335,20 +332,24 @@ class Bench:
             for leftover in place.cache.iterdir():
                 shutil.rmtree(leftover, ignore_errors=True)
 
-    def _dataset(self, dataset: Dataset) -> _Bucket:
-        if dataset.name not in self._buckets:
-            self._reporter.step(f"storing {len(dataset.files)} objects, {dataset.size / 1e6:.0f} MB")
-            bucket = self._new_bucket(f"bench-{dataset.name}", dataset)
-            store = self._store(bucket.name)
-            try:
-                upload(store, dataset.files)
-            finally:
-                store.close()
-        return self._buckets[dataset.name]
+    def _dataset(self, dataset: Dataset, contestant: str) -> _Bucket:
+        """The bucket with this data; one of its own, and empty, for who will write it in its own form."""
+        plain = self.session.plain.get(contestant, True)
+        name = f"bench-{dataset.name}" if plain else f"bench-{dataset.name}-{contestant}"
+        if name not in self._buckets:
+            self._new_bucket(name, dataset)
+            if plain:
+                self._reporter.step(f"storing {len(dataset.files)} objects, {dataset.size / 1e6:.0f} MB")
+                store = self._store(name)
+                try:
+                    upload(store, dataset.files)
+                finally:
+                    store.close()
+        return self._buckets[name]
 
     def _new_bucket(self, name: str, dataset: Dataset | None) -> _Bucket:
         self._server.create_bucket(name)
-        bucket = self._buckets[dataset.name if dataset else name] = _Bucket(name, dataset)
+        bucket = self._buckets[name] = _Bucket(name, dataset)
         store = self._store(name)
         try:  # the first object makes SeaweedFS set up the bucket's volumes, which takes it a second
             store.put("first", bytearray(1))
@@ -359,15 +360,15 @@ class Bench:
 
     def _drop(self, bucket: _Bucket) -> None:
         """SeaweedFS gives the memory of a bucket back when it goes, not when its objects do."""
-        self._buckets = {key: one for key, one in self._buckets.items() if one is not bucket}
+        self._buckets.pop(bucket.name, None)
         self._server.delete_bucket(bucket.name)
         shutil.rmtree(self._folder / bucket.name, ignore_errors=True)
 
     def _forget(self, coming: list[Workload]) -> None:
         """Drops the data no coming workload needs."""
         needed = {workload.data(self._sizes).name for workload in coming if workload.data is not None}
-        for key, bucket in list(self._buckets.items()):
-            if key not in needed:
+        for bucket in list(self._buckets.values()):
+            if bucket.dataset is None or bucket.dataset.name not in needed:
                 self._drop(bucket)
 
     def _store(self, bucket: str) -> S3Store:

@@ -120,7 +120,7 @@ class Workload:
     `data`: None for an empty bucket of its own in every run; `changes`: it changes `data`. `prime` runs on an earlier mount
     with the same cache. `extra` names mount arguments; who has none is left out if `extra_needed`, else takes part as it is.
     `floor`: compared with the null file system; `second`: with bare GETs from another server, too. `cold`: caches are emptied
-    first. `weight`: its share of the time. `timeout`: seconds for one run.
+    before each round. `weight`: its share of the time. `timeout`: seconds for one run.
     """
 
     name: str

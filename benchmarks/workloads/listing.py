@@ -32,6 +32,7 @@ def _find(scene: Scene) -> Outcome:
     watch = Stopwatch()
     found = run_command(["find", scene.root, "-type", "f"], timeout=110).decode().splitlines()
     seconds = watch.seconds
+    found = [path for path in found if not path.startswith(f"{scene.root}/.")]  # JuiceFS has files of its own there
     expected = {f"{scene.root}/{file.key}" for file in scene.dataset}
     wrong = [] if set(found) == expected else [f"{len(found)} files found, {len(expected)} stored"]
     return Outcome(seconds, len(found), 0, wrong)
