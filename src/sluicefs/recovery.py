@@ -100,7 +100,7 @@ def save(folder: str, root: str, bucket: str, open_store: Callable[[], Store]) -
             for record in left.journal.records():
                 path = _free_path(folder, record.key)
                 warning = _write(path, left, record, open_store)
-                left.journal.forget(record.id, wait=True)
+                left.journal.forget(record.id)
                 if record.file is not None:
                     with suppress(OSError):
                         os.unlink(os.path.join(left.path, record.file))

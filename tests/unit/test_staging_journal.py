@@ -175,5 +175,5 @@ def test_saving_again_replaces_the_data_file(tmp_path: Path) -> None:
     first.save(record())
     second = crash_and_restore(staging, first)
     assert bytes(second.read(0, 10) or b"") == b"small"
-    second.close(wait=True)
+    second.close()
     staging.close()

@@ -278,7 +278,7 @@ class Committer:
         if draft is not None:
             self.multipart.abandon(draft)
             node.file.draft = None
-            draft.close(wait=True)
+            draft.close()
         aside, node.file.aside = node.file.aside, None
         if aside is not None:
             try:

@@ -18,8 +18,7 @@ from contextlib import suppress
 
 from sluicefs.engine import DirtyMemory, Extents, SpanSet
 from sluicefs.fs.nodes import Version
-from sluicefs.staging import Journal, Record, Staging
-from sluicefs.staging.folder import sync_folder
+from sluicefs.staging import Journal, Record, Staging, StagingFile
 
 ReadBase = Callable[[int, int], object]  # (offset, length) -> bytes of the base version
 
@@ -76,13 +75,7 @@ class Draft:
         self.wanted = 0  # writers that wait while the file is sent in the background
         self.mutex = threading.RLock()
         self._staging = staging
-        # The staging file, guarded by a lock of its own: writers need not wait while parts are written to it.
-        self._file_lock = threading.Lock()
-        self._fd = -1
-        self._path = ""
-        self._written = SpanSet()  # positions of the staging file that hold something
-        self._frozen = SpanSet()  # those that a journal record relies on: never written over
-        self._old: list[int] = []
+        self._file = StagingFile(staging)
 
     # -- changing -----------------------------------------------------------------------------------------------------------
 
@@ -139,7 +132,7 @@ class Draft:
             if self.closed:
                 return False
             for start, stop in self.staged.within(offset, end):
-                self._fill_staged(view[start - offset : stop - offset], start)
+                self._file.read(view[start - offset : stop - offset], start)
             self.extents.overlay(offset, buffer)
         return True
 
@@ -152,14 +145,6 @@ class Draft:
                 raise OSError(errno.EIO, "the object is shorter than its size")
             view[done : done + len(piece)] = piece
             done += len(piece)
-
-    def _fill_staged(self, view: memoryview, start: int) -> None:
-        while len(view):
-            count = os.preadv(self._fd, [view], start)
-            if count <= 0:
-                raise OSError(errno.EIO, "the staging file is shorter than it should be")
-            view = view[count:]
-            start += count
 
     # -- what is sent -------------------------------------------------------------------------------------------------------
 
@@ -212,13 +197,13 @@ class Draft:
             base = chunk * self.part_size
             return self.extents.view(chunk, start - base, end - base)
         if self._all_staged(start, end):
-            return self._mapped(start, end)
+            return self._file.mapped(start, end)
         if end - start <= 2 * self.part_size:
             buffer = bytearray(end - start)
             self.fill(start, buffer)
             return memoryview(buffer)
         self._localize(start, end)
-        return self._mapped(start, end)
+        return self._file.mapped(start, end)
 
     def _chunk_of(self, start: int, end: int) -> int:
         """The chunk in memory that holds all of [start, end); -1 if none does."""
@@ -256,65 +241,18 @@ class Draft:
                 low += len(piece)
         for index in range(start // self.part_size, (end - 1) // self.part_size + 1):
             self._spill_chunk(index)
-        self._ensure_file()
-
-    def _mapped(self, start: int, end: int) -> memoryview:
-        """The staging file's [start, end) as memory; what was never written is zeros."""
-        with self._file_lock:
-            if os.fstat(self._fd).st_size < end:
-                os.ftruncate(self._fd, end)
-            low = start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-            mapping = mmap.mmap(self._fd, end - low, prot=mmap.PROT_READ, offset=low)
-        return memoryview(mapping)[start - low :]
 
     # -- the staging file ---------------------------------------------------------------------------------------------------
 
     def stage(self, data: memoryview, offset: int) -> None:
-        """Keep bytes in the staging file too (OSError ENOSPC where the disk is full). `mark_staged` makes them count."""
-        self._ensure_file()
-        with self._file_lock:
-            if self._frozen.touches(offset, offset + len(data)):
-                self._renew()
-            start = offset
-            while len(data):
-                count = os.pwrite(self._fd, data, offset)
-                data = data[count:]
-                offset += count
-            self._written.add(start, offset)
-
-    def _ensure_file(self) -> None:
-        with self._file_lock:
-            if self._fd < 0:
-                self._fd, self._path = self._staging.new_file()
-
-    def _renew(self) -> None:
-        """Go on in a copy: a journal record relies on bytes that are about to be written over."""
-        fd, path = self._staging.new_file()
-        try:
-            for start, end in self._written:
-                while start < end:
-                    try:
-                        count = os.copy_file_range(self._fd, fd, end - start, start, start)
-                    except OSError as error:
-                        if error.errno not in (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
-                            raise
-                        count = os.pwrite(fd, os.pread(self._fd, min(COPY, end - start), start), start)
-                    if count <= 0:
-                        raise OSError(errno.EIO, "the staging file is shorter than it should be")
-                    start += count
-        except BaseException:
-            os.close(fd)
-            os.unlink(path)
-            raise
-        self._old.append(self._fd)  # readers may be in it; the file itself goes with the record
-        self._fd, self._path = fd, path
-        self._frozen = SpanSet()
+        """Keep bytes in the staging file too (OSError ENOSPC where the disk is full). `sent` makes them count."""
+        self._file.write(data, offset)
 
     def sent(self, index: int) -> None:
         """A chunk that was staged on the way has been sent: it may leave memory."""
         start = index * self.part_size
         with self.mutex:
-            if self._written.covers(start, start + self.part_size):
+            if self._file.covers(start, start + self.part_size):
                 self.staged.add(start, start + self.part_size)
                 self.extents.drop(index)
 
@@ -351,11 +289,14 @@ class Draft:
             body = bytearray().join(bytes(self._view(span)) for span in record.present) if small else None
             version = self.version
         if body is None:
-            self._save_in_file(journal, record)
+            for index in self.extents.indices():
+                self._spill_chunk(index)
+            record.present = list(self.staged)
+            record.file = self._file.persist(journal.folder, record.present)
         journal.put(record, body)
         self.saved_version = version
         if body is not None:
-            self._leave_file()
+            self._file.leave()
         self._saved_as(journal, record)
 
     def save_head(self, record: Record, *, wait: bool = True) -> None:
@@ -379,39 +320,14 @@ class Draft:
         base = index * self.part_size
         return self.extents.view(index, span[0] - base, span[1] - base)
 
-    def _save_in_file(self, journal: Journal, record: Record) -> None:
-        for index in self.extents.indices():
-            self._spill_chunk(index)
-        self._ensure_file()
-        with self._file_lock:
-            if os.path.dirname(self._path) != journal.folder:  # the journal is that of a mount that was taken over
-                path = os.path.join(journal.folder, os.path.basename(self._path))
-                os.rename(self._path, path)
-                self._path = path
-            os.fsync(self._fd)
-            sync_folder(journal.folder)
-            record.present, record.file = list(self.staged), os.path.basename(self._path)
-            self._frozen = SpanSet()
-            for start, end in self.staged:
-                self._frozen.add(start, end)
-
-    def _leave_file(self) -> None:
-        """Nothing in the staging file counts any more; the next byte staged gets a new one."""
-        with self._file_lock:
-            if self._fd >= 0:
-                self._old.append(self._fd)
-                with suppress(OSError):
-                    os.unlink(self._path)
-                self._fd, self._path = -1, ""
-                self._written, self._frozen = SpanSet(), SpanSet()
-
     def _saved_as(self, journal: Journal, record: Record) -> None:
         old = self.saved
         self.saved = journal, record
         if old is not None and old[1].file is not None and old[1].file != record.file:
             with suppress(OSError):
                 os.unlink(os.path.join(journal.folder, old[1].file))
-        self._close_old()
+        with self.mutex:
+            self._file.close_old()
 
     def unsave(self) -> None:
         """It need not survive this process any more."""
@@ -420,12 +336,11 @@ class Draft:
             if saved is None:
                 return
             journal, record = saved
-            journal.forget(record.id, wait=True)
-            with self._file_lock:
-                self._frozen = SpanSet()
-                if record.file is not None and record.file != os.path.basename(self._path):
-                    with suppress(OSError):
-                        os.unlink(os.path.join(journal.folder, record.file))
+            journal.forget(record.id)
+            self._file.thaw()
+            if record.file is not None and record.file != self._file.name:
+                with suppress(OSError):
+                    os.unlink(os.path.join(journal.folder, record.file))
 
     def restore(self, journal: Journal, record: Record) -> None:
         """Be again what `record` says. OSError where its bytes are not there."""
@@ -441,13 +356,9 @@ class Draft:
                 self.extents.write(start, body[: end - start])
                 body = body[end - start :]
         else:
-            self._path = os.path.join(journal.folder, record.file)
-            self._fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
-            if record.present and os.fstat(self._fd).st_size < record.present[-1][1]:
-                raise OSError(errno.EIO, f"{self._path} is shorter than it should be")
+            self._file.open(os.path.join(journal.folder, record.file), record.present)
             for start, end in record.present:
-                for spans in (self.staged, self._written, self._frozen):
-                    spans.add(start, end)
+                self.staged.add(start, end)
         self.saved = journal, record
         self.saved_version = self.version
 
@@ -461,43 +372,24 @@ class Draft:
         """Bytes written that the bucket does not have."""
         return self.extents.used + self.staged.total
 
-    def close(self, *, wait: bool = False) -> None:
-        """Give back memory and disk: the bucket has it, or nobody wants it. `wait`: until the journal on disk says so too."""
+    def close(self) -> None:
+        """Give back memory and disk: the bucket has it, or nobody wants it. The journal on disk says so when this returns."""
         with self.mutex:
             self.closed = True
             self.extents.clear()
             if self.saved is not None:
                 journal, record = self.saved
                 with suppress(OSError):  # then the next mount finds that the bucket has it
-                    journal.forget(record.id, wait=wait)
+                    journal.forget(record.id)
                 if record.file is not None:
-                    if not wait:
-                        journal.flush()  # a record never names a file that is gone
                     with suppress(OSError):
                         os.unlink(os.path.join(journal.folder, record.file))
                 self.saved = None
-            if self._fd >= 0:
-                with suppress(OSError):
-                    os.unlink(self._path)
-                os.close(self._fd)
-                self._fd = -1
-            self._close_old()
-
-    def _close_old(self) -> None:
-        with self.mutex:
-            old, self._old = self._old, []
-            for fd in old:
-                os.close(fd)
+            self._file.close()
 
     def let_go(self) -> None:
         """Forget it in memory; the journal keeps what was saved."""
         with self.mutex:
             self.closed = True
             self.extents.clear()
-            if self._fd >= 0:
-                os.close(self._fd)
-                self._fd = -1
-                if self.saved is None or self.saved[1].file != os.path.basename(self._path):
-                    with suppress(OSError):
-                        os.unlink(self._path)
-            self._close_old()
+            self._file.close(keep=self.saved[1].file if self.saved is not None else None)

@@ -201,7 +201,13 @@ class Namespace:
             if node.etag is not None or self.core.committer.covers(node):
                 self.core.store.delete(key)
             self.gone(node)
+            self.unsave(node)
         self.keep_directory(parent)
+
+    def unsave(self, node: Node | None) -> None:
+        """What is unsent of a file without a name must not come back with the next mount. The file's lock is held."""
+        if node is not None and node.draft is not None:
+            node.draft.unsave()
 
     def keep_for_open_handles(self, node: Node) -> None:
         """Before the object goes: what open handles may still read is brought here, or copied aside when it is large."""

@@ -167,6 +167,7 @@ class Renames:
                 self._move(node, target, new_parent, new_name)
                 covers = target is not None and (target.etag is not None or core.committer.covers(target))
                 self.files.renamed_unsent(node, old_key, covers)
+                self.names.unsave(target)
                 return
             before = node.ctime_ns, node.own, node.name
             node.ctime_ns = time.time_ns()
@@ -183,6 +184,7 @@ class Renames:
             except BaseException:
                 node.ctime_ns, node.own, _ = before
                 raise
+            self.names.unsave(target)
             self._delete_old(old_key, None if target is not None else new_key)
             self._move(node, target, new_parent, new_name)
             with core.lock:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sluicefs.errors import CancelledError
+from sluicefs.fs.commit import conflict_name
 from sluicefs.fs.draft import Draft
 from sluicefs.fs.entries import Entry
 from sluicefs.fs.nodes import Node, Version
@@ -193,10 +194,12 @@ class WriteBack:
             abort_left(core.store, core.staging, left)
             records = [record for record in left.journal.records() if record.pending or everything]
             for record in records:
-                there = found.get(record.key)
-                if there is not None and there[1].at > record.at:
-                    continue
-                found[record.key] = left.journal, record
+                other, latest = found.get(record.key), (left.journal, record)
+                if other is not None:
+                    if other[1].at > record.at:
+                        other, latest = latest, other
+                    self._outdated(*other, by=latest[0], found=found)
+                found[record.key] = latest
             if not records:
                 core.staging.give_back(left)
         nodes = []
@@ -208,6 +211,17 @@ class WriteBack:
         if nodes:
             log.info("%d files that were not sent before a crash are sent now", len(nodes))
         return nodes
+
+    def _outdated(self, journal: Journal, record: Record, *, by: Journal, found: dict[str, tuple[Journal, Record]]) -> None:
+        """A later record has the same key: in the same mount a rename took its name, else it is a conflict."""
+        if journal is by:
+            journal.forget(record.id)
+            return
+        folder, _, name = record.key.rpartition("/")
+        old, record.key = record.key, f"{folder}/{conflict_name(name)}" if folder else conflict_name(name)
+        log.error("%s was left unsent by two mounts: the earlier version is kept as %s", old, record.key)
+        journal.put(record, keep_body=True)
+        found[record.key] = journal, record
 
     def _restore(self, journal: Journal, record: Record) -> Node:
         core = self.core

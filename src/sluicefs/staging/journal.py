@@ -100,8 +100,9 @@ class Journal:
     def __init__(self, folder: str, *, read_only: bool = False):
         self.folder = folder
         self.path = os.path.join(folder, "journal")
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of the database
         self._waiting: list[_Ticket] = []
+        self._queue = threading.Lock()  # of `_waiting`
         mode = "ro" if read_only else "rwc"
         try:
             self._base = sqlite3.connect(
@@ -138,13 +139,9 @@ class Journal:
                 )
             )
 
-    def forget(self, identity: str, *, wait: bool = False) -> None:
-        """The bucket has it, or nobody wants it. `wait`: until the disk knows; else with the next call that waits."""
-        statement = ("DELETE FROM files WHERE id=?", (identity,))
-        if wait:
-            self._commit(statement)
-        else:
-            self._later(statement)
+    def forget(self, identity: str) -> None:
+        """The bucket has it, or nobody wants it. Durable: else a later change of the same name could be undone by it."""
+        self._commit(("DELETE FROM files WHERE id=?", (identity,)))
 
     def records(self) -> list[Record]:
         """All records, oldest first, without their bodies."""
@@ -197,15 +194,18 @@ class Journal:
     # -- one commit for all who wait ----------------------------------------------------------------------------------------
 
     def _later(self, *statements: Statement) -> None:
-        self._waiting.append(_Ticket(list(statements)))
+        with self._queue:
+            self._waiting.append(_Ticket(list(statements)))
 
     def _commit(self, *statements: Statement) -> int:
         """Run statements and wait for the disk; whoever comes first commits for all. Returns the last row made."""
         ticket = _Ticket(list(statements))
-        self._waiting.append(ticket)
+        with self._queue:
+            self._waiting.append(ticket)
         with self._lock:
             if not ticket.done:
-                batch, self._waiting = self._waiting, []
+                with self._queue:
+                    batch, self._waiting = self._waiting, []
                 self._run(batch)
         if ticket.error is not None:
             raise ticket.error
