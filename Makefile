@@ -7,6 +7,7 @@ BIN    := $(VENV)/bin
 STAMPS := build/stamps
 TESTS  ?= tests/unit tests/contract tests/model tests/mount tests/faults
 PYTEST := $(BIN)/python -m pytest
+PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile
 PIP    := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 EXT    := $(shell find ext -name '*.pyx' -o -name '*.pxd')
@@ -55,10 +56,10 @@ types: $(STAMPS)/engine
 	$(BIN)/python -m mypy.stubtest sluicefs.engine --allowlist tests/stubtest-allow.txt --ignore-unused-allowlist
 
 test: $(STAMPS)/engine
-	timeout --kill-after=20 1500 $(PYTEST) $(TESTS) -m 'not soak' $(ARGS)
+	timeout --kill-after=20 1500 $(PYTEST) $(PARALLEL) $(TESTS) -m 'not soak' $(ARGS)
 
 test-mount: $(STAMPS)/engine
-	timeout --kill-after=20 1500 $(PYTEST) tests/mount tests/faults -m 'not soak' $(ARGS)
+	timeout --kill-after=20 1500 $(PYTEST) $(PARALLEL) tests/mount tests/faults -m 'not soak' $(ARGS)
 
 soak: $(STAMPS)/engine
 	$(PYTEST) tests -m soak --timeout=0 $(ARGS)

@@ -16,7 +16,7 @@ import pytest
 
 from sluicefs.devserver import DevServer
 from tests.conftest import new_bucket
-from tests.mount.helpers import User
+from tests.mount.helpers import User, let_others_in
 from tests.mount.reference import reference_mount
 from tests.unit.test_fs_attributes import failing
 
@@ -25,8 +25,7 @@ pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="acts as several users,
 
 @pytest.fixture
 def user(tmp_path: Path, ministack: DevServer) -> Iterator[User]:
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)  # other users have to come through
+    let_others_in(tmp_path)
     for bucket in new_bucket(ministack):
         made = User(tmp_path, bucket)
         yield made

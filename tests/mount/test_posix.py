@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.mount.helpers import let_others_in
 from tests.mount.posix_checks import Outcomes, record
 from tests.mount.reference import reference_mount
 
@@ -38,8 +39,7 @@ def table(expected: Outcomes, found: Outcomes) -> str:
 
 
 def test_every_verb_has_the_outcome_it_has_on_a_local_disk(tmp_path: Path) -> None:
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        os.chmod(folder, 0o755)  # other users have to come through
+    let_others_in(tmp_path)
     local = tmp_path / "local"
     local.mkdir()
     expected = record(str(local))

@@ -19,7 +19,7 @@ import pytest
 
 from sluicefs.devserver import DevServer
 from tests.conftest import Bucket, new_bucket
-from tests.mount.helpers import User
+from tests.mount.helpers import User, let_others_in
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "SEMANTICS.md"
@@ -102,8 +102,7 @@ def test_example(example: Example, bucket: Bucket, tmp_path: Path) -> None:
     client.chmod(0o755)
     (programs / "sluicefs").write_text(f'#!/bin/sh\nexec {sys.executable} -m sluicefs "$@"\n')
     (programs / "sluicefs").chmod(0o755)
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)  # other users have to come through
+    let_others_in(tmp_path)
     text = " ".join(command for command, _ in example.steps)
     try:
         mounts = {f"/mnt/{name}": user.mount(*example.options, name=name) for name in "ab" if f"/mnt/{name}" in text}
