@@ -36,9 +36,9 @@ def show(session: Session, console: Console) -> None:
             continue
         table = Table(title=title, title_justify="left")
         for number, name in enumerate(rows[0]):
-            table.add_column(name, justify="right" if number else "left", no_wrap=number > 0)
+            table.add_column(name, justify="right" if number else "left", min_width=None if number else 20)
         for row in rows[1:]:
-            table.add_row(*row)
+            table.add_row(*(cell.partition(" (")[0] for cell in row))  # the spread stands in the document
         console.print(table)
     for line in faults(session):
         console.print(line, highlight=False)
