@@ -76,6 +76,7 @@ class DirState:
     order: list[str] | None = None  # names of the files, sorted
     last_opened: int = -2
     opened_in_order: int = 0
+    fetched_to: int = 0  # files before this one, in `order`, were fetched ahead or need not be
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 

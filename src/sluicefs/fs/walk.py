@@ -128,20 +128,26 @@ class Walks:
             state.opened_in_order = state.opened_in_order + 1 if in_order else 0
             state.last_opened = index
             if state.opened_in_order < IN_ORDER:
+                state.fetched_to = 0
                 return
-            ahead = self._siblings(parent, index, min(SIBLINGS, 2**state.opened_in_order))
+            first, end = max(index + 1, state.fetched_to), index + 1 + min(SIBLINGS, 2**state.opened_in_order)
+            if first - index > SIBLINGS // 2:
+                return  # enough are on their way
+            ahead = self._siblings(parent, order, index + 1, first, end)
         for version, size in ahead:
             block = version.blocks.claim(0, size)
             if block is not None:
                 core.fetcher.enqueue(version, block)
 
-    def _siblings(self, parent: Node, index: int, count: int) -> list[tuple[Version, int]]:
+    def _siblings(self, parent: Node, order: list[str], start: int, first: int, end: int) -> list[tuple[Version, int]]:
+        """What to fetch of `order[first:end]`; the files from `start` on share the budget."""
         core, state = self.core, parent.dir
         assert parent.children is not None
-        names = core.directories.names_in_order(parent)
         budget = min(SIBLING_BYTES, core.cache.budget // 4)
         wanted = []
-        for name in names[index + 1 : index + 1 + count]:
+        for position in range(start, min(end, len(order))):
+            state.fetched_to = position
+            name = order[position]
             entry = state.entries.get(name)
             if entry is None or entry.is_dir or entry.info is None or not 0 < entry.info.size <= SMALL:
                 continue
@@ -151,6 +157,8 @@ class Walks:
             budget -= entry.info.size
             if budget < 0:
                 break
+            if position < first:
+                continue
             version = core.version(entry.info.key, entry.info.etag, entry.info.size)
             if not version.blocks:
                 wanted.append((version, entry.info.size))
