@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import select
 import socket
 import ssl
 import subprocess
@@ -217,34 +215,6 @@ def test_a_refusal_in_the_middle_of_an_upload_is_heard() -> None:
     pool.close()
     thread.join(10)
     listener.close()
-
-
-def test_a_receiver_fills_the_body() -> None:
-    large = DATA * 200
-    calls: list[tuple[int, int]] = []
-
-    def receive(fd: int, buffer: memoryview, start: int, timeout: float, block: int) -> int:
-        calls.append((start, block))
-        goal = min(len(buffer), start + block)
-        while start < goal:
-            if not select.select([fd], [], [], timeout)[0]:
-                raise TimeoutError
-            got = os.readv(fd, [buffer[start:goal]])
-            if not got:
-                break
-            start += got
-        return start
-
-    with ScriptedServer(serve_object(large), serve_object(large, cut=500_000), serve_object(large)) as server:
-        for cancelled in (None, lambda: False):
-            store = store_on(server, receiver=receive)
-            buffer, seen = bytearray(len(large) - 7), []
-            store.get_into("k", 7, buffer, progress=seen.append, cancelled=cancelled)
-            assert buffer == large[7:]
-            assert seen[-1] == len(buffer)
-            assert len(seen) >= len(buffer) // 300_000
-            store.close()
-    assert len(calls) >= 2 * len(large) // (256 * 1024)
 
 
 # --- TLS

@@ -24,6 +24,7 @@ cdef class Block:
     cdef pthread_mutex_t mutex
     cdef pthread_cond_t changed
     cdef Py_ssize_t filled(self) noexcept nogil
+    cdef void lock(self) noexcept
     cdef int wait_for(self, Py_ssize_t need, double seconds) except -1
 
 

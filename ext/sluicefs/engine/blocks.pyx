@@ -5,7 +5,7 @@ usable as they arrive, and a byte once published never changes, so a FUSE reply 
 the disjoint blocks of one object version; a `BlockCache` bounds the blocks of all maps and evicts.
 
 Structure (maps, cache lists) is guarded by the GIL: nothing here gives it up half way. A block's fill state has its own mutex,
-so that a receiver without the GIL can publish and wake. This module must never know a key, a URL or a file name.
+so that a reader waits for it without the GIL. This module must never know a key, a URL or a file name.
 """
 
 from collections import OrderedDict
@@ -23,6 +23,7 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_init(pthread_mutex_t*, void*)
     int pthread_mutex_destroy(pthread_mutex_t*)
     int pthread_mutex_lock(pthread_mutex_t*)
+    int pthread_mutex_trylock(pthread_mutex_t*)
     int pthread_mutex_unlock(pthread_mutex_t*)
     int pthread_cond_init(pthread_cond_t*, pthread_condattr_t*)
     int pthread_cond_destroy(pthread_cond_t*)
@@ -151,12 +152,19 @@ cdef class Block:
     def advance(self, Py_ssize_t filled):
         """Publish: the first `filled` bytes are in place. Never goes back."""
         cdef Py_ssize_t now = min(filled, self.size)
-        with nogil:
-            pthread_mutex_lock(&self.mutex)
-            if now > self.filled_bytes:
-                sluice_store(&self.filled_bytes, now)
-                pthread_cond_broadcast(&self.changed)
-            pthread_mutex_unlock(&self.mutex)
+        if now <= self.filled():
+            return
+        self.lock()
+        if now > self.filled_bytes:
+            sluice_store(&self.filled_bytes, now)
+            pthread_cond_broadcast(&self.changed)
+        pthread_mutex_unlock(&self.mutex)
+
+    cdef void lock(self) noexcept:
+        """Nobody holds the mutex for long, and without the GIL only to wait: giving the GIL up first is seldom needed."""
+        if pthread_mutex_trylock(&self.mutex) != 0:
+            with nogil:
+                pthread_mutex_lock(&self.mutex)
 
     def finish(self, object error=None):
         """The fetch is over. With `error`, or with bytes missing, the block leaves its map and the next reader fetches anew."""
@@ -167,10 +175,9 @@ cdef class Block:
             error = RuntimeError("a fetch ended before its block was full")
         self.error = error
         self.ended = True
-        with nogil:
-            pthread_mutex_lock(&self.mutex)
-            pthread_cond_broadcast(&self.changed)
-            pthread_mutex_unlock(&self.mutex)
+        self.lock()
+        pthread_cond_broadcast(&self.changed)
+        pthread_mutex_unlock(&self.mutex)
         if owner is not None:
             owner.cache.settle(self)
 

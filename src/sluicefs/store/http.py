@@ -18,19 +18,15 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from urllib.parse import urlsplit
 
-from sluicefs.store.api import Buffer
 from sluicefs.store.proxy import find_proxy, tunnel
 
 MAX_HEAD = 64 * 1024  # bytes of a status line and headers; S3 allows 8 KiB of metadata
+_HEAD_STEP = 8 * 1024  # bytes of one receive while the head is awaited
 _STEP = 256 * 1024  # bytes between two progress calls
 _SLICE = 0.2  # seconds between two looks at `cancelled` while nothing comes
+_TRUSTED = 0.5  # seconds after which an unused connection is looked at before a request that can be sent again takes it
 _IDLE = 50.0  # seconds after which an unused connection is not trusted any more
 _MAX_LINE = 1024  # bytes of a chunk-size line
-
-Receiver = Callable[[int, Buffer, int, float, int], int]
-"""`receive(fd, buffer, start, timeout, block)`: fills `buffer` from `start` until `block` more bytes are in, it is full, the
-peer ended, or nothing came for `timeout` seconds; returns the new position. `fd` is a plain socket that does not block. Raises
-TimeoutError when not one byte came in time, OSError when the connection broke before one did."""
 
 
 class HttpError(OSError):
@@ -48,7 +44,7 @@ class Cancelled(Exception):
 class Connection:
     """One connection and what was received beyond the last answer."""
 
-    __slots__ = ("broken", "buffer", "filled", "poll", "raw", "receiver", "reused", "since", "sock", "timeout", "view")
+    __slots__ = ("broken", "buffer", "filled", "poll", "raw", "reused", "since", "sock", "timeout", "view")
 
     def __init__(self, sock: socket.socket, timeout: float) -> None:
         self.sock = sock
@@ -67,9 +63,13 @@ class Connection:
         with suppress(OSError):
             self.sock.close()
 
-    def is_fresh(self, now: float) -> bool:
-        """False when it idled too long, or has something to read: with nothing asked that is an end or an error."""
-        return now - self.since < _IDLE and not self.poll.poll(0)
+    def is_fresh(self, now: float, trust: float) -> bool:
+        """False when it idled too long, or has something to read: with nothing asked that is an end or an error.
+
+        One that was in use less than `trust` seconds ago is not looked at.
+        """
+        idle = now - self.since
+        return idle < trust or (idle < _IDLE and not self.poll.poll(0))
 
     def wait_timeout(self, seconds: float) -> None:
         """About `seconds`: a setting that is near enough stays, as each change is a system call."""
@@ -77,13 +77,8 @@ class Connection:
             self.sock.settimeout(seconds)
             self.timeout = seconds
 
-    def receive(
-        self, view: memoryview, end: float, cancelled: Callable[[], bool] | None = None, *, receiver: Receiver | None = None
-    ) -> int:
-        """Some bytes into `view`, 0 at the end of the stream. `end`: monotonic time after which TimeoutError is raised.
-
-        With a `receiver`, all of `view` where nothing stalls.
-        """
+    def receive(self, view: memoryview, end: float, cancelled: Callable[[], bool] | None = None) -> int:
+        """Some bytes into `view`, 0 at the end of the stream. `end`: monotonic time after which TimeoutError is raised."""
         while True:
             left = end - time.monotonic()
             if left <= 0:
@@ -94,8 +89,6 @@ class Connection:
                     raise Cancelled
                 left = min(left, _SLICE)
             try:
-                if receiver is not None:
-                    return receiver(self.sock.fileno(), view, 0, left, len(view))
                 self.wait_timeout(left)
                 return self.sock.recv_into(view)
             except TimeoutError:
@@ -155,13 +148,12 @@ class Answer:
             view[position : position + take] = connection.view[:take]
             _shift(connection, take)
             position += take
-        receiver = self._pool.receiver if connection.raw else None
         told = start
         patience = time.monotonic() + self._timeout
         try:
             while position < goal:
                 piece = view[position : min(goal, position + _STEP)]
-                reached = position + connection.receive(piece, patience, cancelled, receiver=receiver)
+                reached = position + connection.receive(piece, patience, cancelled)
                 if reached == position:
                     connection.broken = True
                     break
@@ -287,7 +279,6 @@ class Pool:
         size: int = 16,
         timeout: float = 30.0,
         ca_bundle: str | None = None,
-        receiver: Receiver | None = None,
         proxies: Mapping[str, str] | None = None,
     ) -> None:
         parts = urlsplit(endpoint)
@@ -295,7 +286,6 @@ class Pool:
         self.host = parts.hostname or ""
         self.port = parts.port or (443 if self.secure else 80)
         self.timeout = timeout
-        self.receiver = receiver
         self.proxy = find_proxy(endpoint, proxies)
         self._tls = ssl.create_default_context(cafile=ca_bundle) if self.secure else None
         self._idle: list[Connection] = []
@@ -326,7 +316,7 @@ class Pool:
             raise TimeoutError(f"all connections were busy for {self.timeout:g} s") from None
         connection: Connection | None = None
         try:
-            connection = self._take_idle() or self._connect()
+            connection = self._take_idle(_TRUSTED if method == "GET" else 0.0) or self._connect()
             if self.proxy is not None and not self.secure:
                 target = f"http://{self.host}:{self.port}{target}"
                 headers = self.proxy.authorization + headers
@@ -364,7 +354,7 @@ class Pool:
         for connection in idle:
             connection.close()
 
-    def _take_idle(self) -> Connection | None:
+    def _take_idle(self, trust: float) -> Connection | None:
         now = time.monotonic()
         while True:
             with self._lock:
@@ -374,7 +364,7 @@ class Pool:
                 old = self._idle.pop(0) if self._idle and now - self._idle[0].since > _IDLE else None
             if old is not None:
                 old.close()
-            if connection.is_fresh(now):
+            if connection.is_fresh(now, trust):
                 return connection
             connection.close()
 
@@ -438,7 +428,8 @@ class Pool:
             if connection.filled == MAX_HEAD:
                 raise HttpError(f"the answer's headers are larger than {MAX_HEAD} bytes")
             try:
-                got = connection.receive(view[connection.filled :], end, cancelled)
+                # A little at a time: what comes of a long body goes to the caller's memory without passing through here.
+                got = connection.receive(view[connection.filled : connection.filled + _HEAD_STEP], end, cancelled)
             except TimeoutError:
                 raise
             except OSError as error:

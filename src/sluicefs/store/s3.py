@@ -23,7 +23,7 @@ from sluicefs.store.advice import advice
 from sluicefs.store.api import Counters
 from sluicefs.store.client import Client, Credentials, LightTransport, Reply, Transport
 from sluicefs.store.credentials import Explicit, find_credentials
-from sluicefs.store.http import Cancelled, HttpError, Pool, Receiver
+from sluicefs.store.http import Cancelled, HttpError, Pool
 from sluicefs.store.proxy import ProxyError, find_proxy
 from sluicefs.store.sign import Keys
 from sluicefs.store.verbs import Verbs
@@ -41,8 +41,8 @@ class S3Store(Verbs):
     """One bucket behind an S3 endpoint; see `store.api.Store` for the verbs.
 
     `timeout`: seconds without progress after which a call gives up, retries included. `connections`: at most that many at
-    once. `receiver`: a compiled receiver for plain sockets (`store.http.Receiver`). `light`: False for botocore's transport,
-    None to choose. Raises MissingCredentialsError, and BucketAccessError for a `ca_bundle` that cannot be read.
+    once. `light`: False for botocore's transport, None to choose. Raises MissingCredentialsError, and BucketAccessError for a
+    `ca_bundle` that cannot be read.
     """
 
     def __init__(
@@ -56,7 +56,6 @@ class S3Store(Verbs):
         timeout: float = 30.0,
         connections: int = 16,
         ca_bundle: str | None = None,
-        receiver: Receiver | None = None,
         light: bool | None = None,
     ) -> None:
         self.endpoint = endpoint
@@ -64,7 +63,7 @@ class S3Store(Verbs):
         transport: Transport
         try:
             if _is_light(endpoint) if light is None else light:
-                pool = Pool(endpoint, size=connections, timeout=timeout, ca_bundle=ca_bundle, receiver=receiver)
+                pool = Pool(endpoint, size=connections, timeout=timeout, ca_bundle=ca_bundle)
                 transport = LightTransport(pool, endpoint, region)
             else:
                 transport = BotocoreTransport(endpoint, region, timeout, connections, ca_bundle)
