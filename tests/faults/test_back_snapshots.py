@@ -134,8 +134,8 @@ class Machine:
     def compare(self, store: MemoryStore) -> None:
         found = {info.key.encode(): bytes(store.get(info.key)[1]) for info in store.list("").objects}
         if found != self.expected:
-            sizes = {name: (len(found.get(name, b"-")), len(self.expected.get(name, b"-"))) for name in {*found, *self.expected}}
-            raise AssertionError(f"(bytes found, expected) {sizes} after\n" + "\n".join(self.told[-40:]))
+            sizes = [{name.decode(): len(data) for name, data in files.items()} for files in (found, self.expected)]
+            raise AssertionError(f"found {sizes[0]}, expected {sizes[1]} (bytes) after\n" + "\n".join(self.told[-40:]))
 
     def end(self) -> None:
         assert self.fs.sync_all() == []
@@ -144,8 +144,8 @@ class Machine:
 
 
 def open_fs(store: MemoryStore, staging: Path) -> FileSystem:
-    config = Config("bucket", "/nowhere", part_size=5 * MiB, memory=64 * MiB, attr_ttl=3600.0, attrs="listing", write_mode="back")
-    return FileSystem(config, store, str(staging))
+    options = {"part_size": 5 * MiB, "memory": 64 * MiB, "attr_ttl": 3600.0, "attrs": "listing", "write_mode": "back"}
+    return FileSystem(Config("bucket", "/nowhere", **options), store, str(staging))  # type: ignore[arg-type]
 
 
 def copied(store: MemoryStore) -> MemoryStore:
