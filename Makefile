@@ -5,14 +5,14 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMPS := build/stamps
-TESTS  ?= tests/unit tests/contract tests/model tests/mount tests/faults
+TESTS  ?= tests/unit tests/contract tests/fuzz tests/model tests/mount tests/faults
 PYTEST := $(BIN)/python -m pytest
 PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile
 PIP    := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 EXT    := $(shell find ext -name '*.pyx' -o -name '*.pxd')
 
-.PHONY: setup demo test check lint types test-mount bench bench-quick bench-engine soak sanitize cover annotate clean
+.PHONY: setup demo test check lint types test-mount bench bench-quick bench-engine soak fuzz sanitize cover annotate clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMPS)/engine
@@ -60,6 +60,10 @@ test: $(STAMPS)/engine
 
 test-mount: $(STAMPS)/engine
 	timeout --kill-after=20 1500 $(PYTEST) $(PARALLEL) tests/mount tests/faults -m 'not soak' $(ARGS)
+
+# New examples for FUZZ_MINUTES (60) in all.
+fuzz: $(STAMPS)/engine
+	FUZZ_MINUTES=$${FUZZ_MINUTES:-60} $(PYTEST) tests/fuzz --timeout=0 $(ARGS)
 
 soak: $(STAMPS)/engine
 	$(PYTEST) tests -m soak --timeout=0 $(ARGS)

@@ -68,8 +68,9 @@ _FILES = ("./sluicefs.toml", "~/.config/sluicefs/sluicefs.toml", "/etc/sluicefs/
 _SECRETS = re.compile(r"secret|token|password|access_?key|credential", re.IGNORECASE)
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]")
 _ACCOUNT = re.compile(r"[0-9a-f]{32}")
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
-_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|min|m|h|d|)")
+# So many digits that no number overflows.
+_SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
+_DURATION = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*(ms|s|min|m|h|d|)")
 _SECONDS = {"ms": 0.001, "": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 # Words of mount(8), fstab(5) and libfuse that ask nothing of us.
 _TOLERATED = re.compile(
@@ -233,7 +234,7 @@ def _parse(text: str, path: str) -> dict[str, Any]:
     try:
         document: dict[str, Any] = tomllib.loads(text)
         return document
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also of a number too long or brackets too deep for Python
         raise InvalidMountConfigError(f"The config file {path} is not TOML: {error}.") from None
 
 
@@ -293,19 +294,23 @@ def _converted(name: str, value: Any) -> Any:
         value = parse_size(value)
     elif unit == "octal" and isinstance(value, str):
         digits = value.lower().removeprefix("0o")
-        if not re.fullmatch("[0-7]+", digits):
+        if not re.fullmatch("[0-7]{1,18}", digits):
             raise ValueError("must be an octal mode such as 0644")
         value = int(digits, 8)
     elif unit == "seconds" and isinstance(value, str):
         value = parse_duration(value)
     elif kind == "int" and isinstance(value, str):
-        if not value.isascii() or not value.isdigit():
+        if not re.fullmatch("[0-9]{1,18}", value):
             raise ValueError("must be a whole number")
         value = int(value)
+    if isinstance(value, int) and value >= 2**63:
+        raise ValueError("must not be so large")
     if kind == "float" and isinstance(value, int):
         value = float(value)
     if type(value).__name__ != kind:
         raise ValueError({"str": "must be text", "int": "must be a whole number", "float": "must be a number"}[kind])
+    if kind == "str" and re.search("[\0-\x1f\x7f]", value):
+        raise ValueError("must not hold control characters")
     if choices and value not in choices:
         raise ValueError(f"must be one of {', '.join(choices)}")
     low, high, words = _BOUNDS.get(name, (0, float("inf"), "must not be negative"))
@@ -322,9 +327,9 @@ _BOUNDS: dict[str, tuple[float, float, str]] = {
     "umask": (0, 0o777, "must be an octal mask of at most 777"),
     "uid": (0, 2**32 - 2, "must be a user's number"),
     "gid": (0, 2**32 - 2, "must be a group's number"),
-    "memory": (64 * MiB, float("inf"), "must be at least 64 MiB"),
+    "memory": (64 * MiB, 2**62, "must be at least 64 MiB"),
     "part_size": (5 * MiB, 4 * GiB, "must be between 5 MiB and 4 GiB"),
-    "cache_size": (64 * MiB, float("inf"), "must be at least 64 MiB"),
+    "cache_size": (64 * MiB, 2**62, "must be at least 64 MiB"),
     "timeout": (1, 3600, "must be between 1 and 3600 seconds"),
     "stop_timeout": (0, 86400, "must be between 0 and 86400 seconds"),
     "attr_ttl": (0, 86400, "must be between 0 and 86400 seconds"),
@@ -333,8 +338,8 @@ _BOUNDS: dict[str, tuple[float, float, str]] = {
 
 def _as_prefix(text: Any) -> str:
     """'users/1/' of '/users/1', '' of '/'."""
-    if not isinstance(text, str):
-        raise InvalidMountConfigError(f"A prefix must be text, not {text!r}.")
+    if not isinstance(text, str) or "\0" in text:
+        raise InvalidMountConfigError(f"A prefix must be text without NUL, not {text!r}.")
     parts = text.strip("/").split("/") if text.strip("/") else []
     if any(part in ("", ".", "..") for part in parts):
         raise InvalidMountConfigError(f"The prefix {text!r} has an empty part, '.' or '..': no file of a mount can be there.")

@@ -17,11 +17,9 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sluicefs.staging.journal import Journal, StartedUpload
+from sluicefs.staging.journal import FILES, Journal, StartedUpload
 
 log = logging.getLogger(__name__)
-
-JOURNAL_FILES = ("journal", "journal-wal", "journal-shm")
 
 
 @dataclass(slots=True)
@@ -100,8 +98,10 @@ class Staging:
         taken = []
         for left in _free(self.root):
             named = {record.file for record in left.journal.records()}
+            if left.journal.unreadable:
+                named.update(os.listdir(left.path))  # the damaged rows may name any of them
             for name in os.listdir(left.path):
-                if name not in JOURNAL_FILES and name not in named:
+                if name not in FILES and name not in named:
                     with contextlib.suppress(OSError):
                         os.unlink(os.path.join(left.path, name))
             if left.journal.empty():
@@ -162,15 +162,22 @@ def _free(root: str) -> Iterator[Left]:
         lock = _lock(path)
         if lock is None:
             continue
-        if not os.path.exists(os.path.join(path, JOURNAL_FILES[0])):  # its mount died before it kept anything
+        if not os.path.exists(os.path.join(path, FILES[0])):  # its mount died before it kept anything
             shutil.rmtree(path, ignore_errors=True)
             os.close(lock)
             continue
+        journal: Journal | None = None
         try:
-            yield Left(path, lock, Journal(path))
+            journal = Journal(path)
+            journal.check()
         except OSError as error:
-            log.error("the unsent data in %s cannot be read: %s", path, error)
+            log.error("the unsent data in %s cannot be read and is left as it is: %s", path, error)
+            with contextlib.suppress(OSError):
+                if journal is not None:
+                    journal.close()
             os.close(lock)
+        else:
+            yield Left(path, lock, journal)
 
 
 def _lock(path: str) -> int | None:

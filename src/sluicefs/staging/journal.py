@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
+import math
 import os
 import sqlite3
 import threading
@@ -15,6 +17,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 Span = tuple[int, int]
 Statement = tuple[str, Sequence[Any]]
@@ -27,6 +31,9 @@ CREATE TABLE IF NOT EXISTS uploads (id INTEGER PRIMARY KEY, key TEXT NOT NULL, a
 CREATE TABLE IF NOT EXISTS about (name TEXT PRIMARY KEY, value TEXT);
 """
 PAGE_SIZE = 8192  # bodies of 64 KiB are fastest so
+# The text of an error can quote the damaged file.
+_FAILURES = (sqlite3.Error, UnicodeDecodeError)
+FILES = ("journal", "journal-wal", "journal-shm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +110,7 @@ class Journal:
         self._lock = threading.Lock()  # of the database
         self._waiting: list[_Ticket] = []
         self._queue = threading.Lock()  # of `_waiting`
+        self.unreadable = 0  # rows that `records` passed over: they stay, and so does what they may name
         mode = "ro" if read_only else "rwc"
         try:
             self._base = sqlite3.connect(
@@ -111,12 +119,18 @@ class Journal:
                 isolation_level=None,
                 check_same_thread=False,
             )
+        except _FAILURES as error:
+            raise _as_oserror(error, self.path) from error
+        # Text that is not UTF-8 is a damaged row's, which must not hide the others.
+        self._base.text_factory = lambda text: text.decode(errors="surrogateescape")
+        try:
             if not read_only:
                 self._base.execute(f"PRAGMA page_size={PAGE_SIZE}")
                 self._base.execute("PRAGMA journal_mode=WAL")
                 self._base.execute("PRAGMA synchronous=FULL")
                 self._base.executescript(SCHEMA)
-        except sqlite3.Error as error:
+        except _FAILURES as error:
+            self._base.close()
             raise _as_oserror(error, self.path) from error
 
     # -- unsent data ------------------------------------------------------------------------------------------------------
@@ -144,14 +158,25 @@ class Journal:
         self._commit(("DELETE FROM files WHERE id=?", (identity,)))
 
     def records(self) -> list[Record]:
-        """All records, oldest first, without their bodies."""
+        """All records, oldest first, without their bodies. Damaged rows are passed over, logged and counted in `unreadable`."""
         rows = self._query("SELECT id, key, at, pending, size, head, file FROM files ORDER BY at, rowid")
-        return [_record(*row) for row in rows]
+        found = []
+        self.unreadable = 0
+        for row in rows:
+            try:
+                found.append(_record(*row))
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+                log.error("journal %s: the record of %r is damaged and stays there: %r", self.path, row[1], error)
+                self.unreadable += 1
+        return found
 
     def body(self, identity: str) -> bytes:
         """The body of a record, b"" where its bytes are in a file."""
         rows = self._query("SELECT body FROM files WHERE id=?", (identity,))
-        return bytes(rows[0][0] or b"") if rows else b""
+        body = rows[0][0] if rows else None
+        if not isinstance(body, (bytes, type(None))):
+            raise OSError(errno.EIO, f"journal {self.path}: the data of {identity} is damaged")
+        return body or b""
 
     # -- multipart uploads --------------------------------------------------------------------------------------------------
 
@@ -168,16 +193,28 @@ class Journal:
 
     def uploads(self) -> list[StartedUpload]:
         rows = self._query("SELECT id, key, at, upload_id FROM uploads ORDER BY id")
-        return [StartedUpload(*row) for row in rows]
+        good = [row for row in rows if _is_upload(*row)]
+        if len(good) < len(rows):
+            log.error("journal %s: %d records of uploads are damaged and stay there", self.path, len(rows) - len(good))
+        return [StartedUpload(*row) for row in good]
 
     # -- the whole --------------------------------------------------------------------------------------------------------
 
     def describe(self, about: dict[str, str]) -> None:
         """Whose data this is: endpoint, bucket and the like, for `recover`. No secrets."""
-        self._commit(*[("INSERT OR REPLACE INTO about VALUES (?, ?)", item) for item in about.items()])
+        self._commit(*[("INSERT OR REPLACE INTO about VALUES (?, ?)", item) for item in ({"form": "1"} | about).items()])
 
     def about(self) -> dict[str, str]:
         return dict(self._query("SELECT name, value FROM about"))
+
+    def check(self) -> None:
+        """OSError EIO where this is no journal as a mount leaves it, and nothing in it can be relied on. Reads all of it."""
+        said = self._query("PRAGMA quick_check(1)")
+        if said != [("ok",)]:
+            raise OSError(errno.EIO, f"journal {self.path}: {said[0][0] if said else 'it cannot be checked'}")
+        # Before anything else a mount writes down whose it is. A file cut to nothing is an empty database to SQLite.
+        if not self.about() and (not self.empty() or set(os.listdir(self.folder)) - set(FILES)):
+            raise OSError(errno.EIO, f"journal {self.path}: what it held is gone")
 
     def empty(self) -> bool:
         return not self._query("SELECT 1 FROM files UNION ALL SELECT 1 FROM uploads LIMIT 1")
@@ -220,7 +257,7 @@ class Journal:
                 for statement, values in ticket.statements:
                     ticket.row = self._base.execute(statement, values).lastrowid or 0
             self._base.execute("COMMIT")
-        except sqlite3.Error as error:
+        except _FAILURES as error:
             if self._base.in_transaction:
                 self._base.execute("ROLLBACK")
             if len(batch) > 1:  # the one that does not fit must not take the others with it
@@ -237,21 +274,52 @@ class Journal:
         with self._lock:
             try:
                 return self._base.execute(statement, values).fetchall()
-            except sqlite3.Error as error:
+            except _FAILURES as error:
                 raise _as_oserror(error, self.path) from error
 
 
-def _record(identity: str, key: str, at: float, pending: int, size: int, head: str, file: str | None) -> Record:
+def _record(identity: Any, key: Any, at: Any, pending: Any, size: Any, head: Any, file: Any) -> Record:
+    """A row as it was written. Raises ValueError, TypeError, KeyError, AttributeError, RecursionError for a damaged one."""
     fields = json.loads(head)
     base = fields.pop("base")
     for name in ("changed", "present"):
         fields[name] = [(start, end) for start, end in fields[name]]
-    return Record(
+        if not all(_is_size(start) and _is_size(end) and start <= end for start, end in fields[name]):
+            raise ValueError(f"{name} is no list of spans")
+    record = Record(
         id=identity, key=key, at=at, pending=bool(pending), size=size, file=file, base=Base(**base) if base else None, **fields
     )
+    texts: list[Any] = [identity, key, record.error, *record.metadata, *record.metadata.values()]
+    texts += [text for text in (record.etag, record.content_type, file) if text is not None]
+    texts += [record.base.key, record.base.etag] if record.base is not None else []
+    for text in texts:
+        text.encode()  # neither a number nor bytes nor text that is not UTF-8
+    if not (_is_size(size) and _is_size(record.base_limit) and (record.base is None or _is_size(record.base.size))):
+        raise ValueError("a size that is none")
+    flags = (record.replaced, record.replaces, record.complete)
+    if not key or not _is_time(at) or not all(type(flag) is bool for flag in flags):
+        raise ValueError("a field of another kind")
+    if file is not None and (os.path.basename(file) != file or not file.startswith("data-")):
+        raise ValueError(f"{file!r} is no data file of its folder")
+    return record
 
 
-def _as_oserror(error: sqlite3.Error, path: str) -> OSError:
+def _is_upload(row: Any, key: Any, at: Any, upload_id: Any) -> bool:
+    try:
+        return bool(key.encode()) and _is_time(at) and (upload_id is None or bool(upload_id.encode()))
+    except (AttributeError, ValueError):
+        return False
+
+
+def _is_size(number: Any) -> bool:
+    return type(number) is int and 0 <= number < 2**63
+
+
+def _is_time(seconds: Any) -> bool:
+    return type(seconds) is float and math.isfinite(seconds)
+
+
+def _as_oserror(error: Exception, path: str) -> OSError:
     full = "full" in str(error) or ("disk I/O" in str(error) and _no_room(path))
     return OSError(errno.ENOSPC if full else errno.EIO, f"journal {path}: {error}")
 

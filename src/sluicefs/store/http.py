@@ -27,6 +27,9 @@ _SLICE = 0.2  # seconds between two looks at `cancelled` while nothing comes
 _TRUSTED = 0.5  # seconds after which an unused connection is looked at before a request that can be sent again takes it
 _IDLE = 50.0  # seconds after which an unused connection is not trusted any more
 _MAX_LINE = 1024  # bytes of a chunk-size line
+_MAX_TRAILERS = 64  # lines behind a chunked body
+_LENGTH = re.compile(r"[0-9]{1,18}\Z")  # a signed 64-bit number holds it
+_STATUS = re.compile(r"[1-9][0-9]{2}\Z")
 
 
 class HttpError(OSError):
@@ -117,11 +120,11 @@ class Answer:
         elif self._chunked or stated is None:
             self._left = -1
         else:
-            if not (stated.isascii() and stated.isdigit()):
+            if not _LENGTH.match(stated):
                 connection.broken = True
                 raise HttpError(f"the answer states a length of {stated[:40]!r}")
             self._left = int(stated)
-        if stated is not None and stated.isdigit() and not self._chunked:
+        if stated is not None and _LENGTH.match(stated) and not self._chunked:
             self.length = int(stated)
         if headers.get("connection", "").lower() == "close" or (self._left < 0 and not self._chunked):
             connection.broken = True  # not to be used again
@@ -250,9 +253,10 @@ class Answer:
         if size > limit:
             raise HttpError(f"a chunk of {size} bytes, at most {limit} are taken")
         if not size:
-            while self._line():
-                pass  # trailers
-            return b""
+            for _ in range(_MAX_TRAILERS):
+                if not self._line():
+                    return b""
+            raise HttpError("the answer's trailers do not end")
         piece = self._take(size)
         if self._line():
             raise HttpError("the answer's chunks are malformed")
@@ -450,7 +454,7 @@ def _parse_head(head: str) -> tuple[int, dict[str, str]]:
     first, *lines = head.split("\r\n")
     version, _, rest = first.partition(" ")
     status = rest[:3]
-    if not version.startswith("HTTP/1.") or len(status) != 3 or not status.isdigit():
+    if not version.startswith("HTTP/1.") or not _STATUS.match(status):
         raise HttpError(f"the answer is not HTTP: {first[:60]!r}")
     fields: dict[str, str] = {}
     for line in lines:

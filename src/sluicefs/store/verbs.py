@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import itertools
+import re
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -393,7 +394,7 @@ def _range_start(answer: Reply, start: int) -> int:
         return answer.length
     unit, _, rest = answer.headers.get("content-range", "").partition(" ")
     span, _, size = rest.partition("/")
-    if unit != "bytes" or span.partition("-")[0] != str(start) or not size.isdigit():
+    if unit != "bytes" or span.partition("-")[0] != str(start) or not re.fullmatch("[0-9]{1,18}", size):
         raise wire.MalformedError(f"range {rest[:60]!r} in place of one from {start}")
     return int(size)
 

@@ -37,6 +37,7 @@ TRANSIENT = THROTTLED | {
 STALE_KEYS = frozenset(("ExpiredToken", "InvalidToken", "InvalidAccessKeyId", "TokenRefreshRequired"))
 
 _META = "x-amz-meta-"
+_SIZE = re.compile(r"[0-9]{1,18}\Z")  # a signed 64-bit number holds it
 _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff\ud800-\udfff]")
 
 _FORBIDDEN = re.compile(
@@ -177,15 +178,20 @@ def listing(body: bytes, prefix: str) -> ListPage:
         if child.tag == "Contents":
             fields = {field.tag: field.text or "" for field in child}
             try:
-                key, size = decode(fields["Key"]), int(fields["Size"])
-            except (KeyError, ValueError):
+                key, size = decode(fields["Key"]), fields["Size"]
+            except KeyError:
                 raise MalformedError("an entry without key or size") from None
+            if not key or not _SIZE.match(size):
+                raise MalformedError("an entry whose key or size is none")
             if not key.startswith(prefix):
                 raise MalformedError("an entry that was not asked for")
             etag, modified = unquoted(fields.get("ETag", "")), iso_date(fields.get("LastModified", ""))
-            objects.append(ObjectInfo(key, size, etag, modified, None, None, fields.get("StorageClass") or "STANDARD"))
+            objects.append(ObjectInfo(key, int(size), etag, modified, None, None, fields.get("StorageClass") or "STANDARD"))
         elif child.tag == "CommonPrefixes":
-            prefixes.append(decode(child.findtext("Prefix") or ""))
+            common = decode(child.findtext("Prefix") or "")
+            if not common or not common.startswith(prefix):
+                raise MalformedError("a common prefix that was not asked for")
+            prefixes.append(common)
         elif child.tag == "NextContinuationToken":
             token = child.text
         elif child.tag == "IsTruncated":
