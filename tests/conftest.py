@@ -17,6 +17,8 @@ import pytest
 from sluicefs.devserver import DevServer
 from sluicefs.store.s3 import S3Store
 
+os.environ.setdefault("SLUICEFS_DEBUG_LOCKS", "1")  # before fs is imported; mounts' processes inherit it
+
 _numbers = itertools.count(1)
 
 

@@ -260,7 +260,7 @@ def _split_document(document: dict[str, Any], where: str) -> tuple[dict[str, Any
 def _from_environment(variables: Mapping[str, str]) -> dict[str, Any]:
     found = {name: variables[variable] for variable, name in _ENVIRONMENT if variables.get(variable)}
     for variable, value in variables.items():
-        if variable.startswith("SLUICEFS_") and variable != "SLUICEFS_CONFIG":
+        if variable.startswith("SLUICEFS_") and variable not in ("SLUICEFS_CONFIG", "SLUICEFS_DEBUG_LOCKS"):
             name = variable[len("SLUICEFS_") :].lower()
             if name not in OPTIONS:
                 known = [f"SLUICEFS_{option.upper()}" for option in OPTIONS]

@@ -1,7 +1,8 @@
 """What every part of the filesystem shares: the tree, its lock, the caches, the store. Made once per mount.
 
-Locks, in the order they are taken: a directory's `DirState.lock`, a file's `FileState.lock` (two files: by inode number),
-`Core.lock`. Nobody waits for the network or for another lock while holding `Core.lock`.
+Locks, in the order they are taken (`locks` asserts it in tests): the renames' `Gate`, a directory's `DirState.lock`, a file's
+`FileState.lock` (two files: by inode number), `Core.lock`. Nobody waits for the network or for another lock while holding
+`Core.lock`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import cast
 from sluicefs.cache import DiskCache
 from sluicefs.config import Config, MiB
 from sluicefs.engine import BlockCache, DirtyMemory
+from sluicefs.fs import locks
 from sluicefs.fs.attributes import Defaults
 from sluicefs.fs.commit import Committer
 from sluicefs.fs.directory import Directories
@@ -41,7 +43,7 @@ class Core:
         self.staging = Staging(staging, about)
         self.store = store = cast(Store, JournalingStore(store, self.staging))
         self.started = time.time()
-        self.lock = threading.RLock()
+        self.lock = locks.factory(locks.Rank.CORE, threading.RLock)()
         self.defaults = Defaults(
             uid=os.getuid() if config.uid is None else config.uid,
             gid=os.getgid() if config.gid is None else config.gid,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import xxhash
 
 from sluicefs.engine import BlockMap
+from sluicefs.fs import locks
 from sluicefs.fs.entries import Entries, etag_of, modified_ns_of, size_of
 from sluicefs.fs.names import error
 from sluicefs.store.api import ObjectInfo
@@ -40,7 +41,7 @@ class Version:
 class FileState:
     """What a file has only while it is open, or dirty, or was read. `lock` guards `draft`; it is taken before `Core.lock`."""
 
-    lock: threading.RLock = field(default_factory=threading.RLock)
+    lock: threading.RLock = field(default_factory=locks.factory(locks.Rank.FILE, threading.RLock))
     version: Version | None = None
     draft: Draft | None = None
     opens: int = 0
@@ -77,7 +78,7 @@ class DirState:
     last_opened: int = -2
     opened_in_order: int = 0
     fetched_to: int = 0  # files before this one, in `order`, were fetched ahead or need not be
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    lock: threading.Lock = field(default_factory=locks.factory(locks.Rank.DIRECTORY, threading.Lock))
 
 
 class Node:

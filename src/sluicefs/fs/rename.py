@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from sluicefs.errors import ConditionFailedError, NotFoundError, StoreError
-from sluicefs.fs import attributes
+from sluicefs.fs import attributes, locks
 from sluicefs.fs.names import error, join_key
 from sluicefs.fs.nodes import FileState, Node
 from sluicefs.fs.stored import FLAG, NEAR
@@ -50,28 +50,40 @@ class Gate:
 
     @contextmanager
     def shared(self) -> Iterator[None]:
+        if locks.DEBUG:
+            locks.check(locks.Rank.GATE, self)
         with self._changed:
             while self._alone:
                 self._changed.wait()
             self._inside += 1
+        if locks.DEBUG:
+            locks.taken(locks.Rank.GATE, self)
         try:
             yield
         finally:
+            if locks.DEBUG:
+                locks.left(locks.Rank.GATE, self)
             with self._changed:
                 self._inside -= 1
                 self._changed.notify_all()
 
     @contextmanager
     def alone(self) -> Iterator[None]:
+        if locks.DEBUG:
+            locks.check(locks.Rank.GATE, self)
         with self._changed:
             while self._alone:
                 self._changed.wait()
             self._alone = 1
             while self._inside:
                 self._changed.wait()
+        if locks.DEBUG:
+            locks.taken(locks.Rank.GATE, self)
         try:
             yield
         finally:
+            if locks.DEBUG:
+                locks.left(locks.Rank.GATE, self)
             with self._changed:
                 self._alone = 0
                 self._changed.notify_all()
