@@ -19,11 +19,9 @@ PATIENCE = 60  # seconds for one command
 
 def let_others_in(folder: Path) -> None:
     """Other users can come through to `folder`, which pytest made for this one alone."""
-    folder.chmod(0o755)
-    for part in folder.parents:
-        if part.stat().st_mode & 0o005 == 0o005:
-            return
-        part.chmod(0o755)
+    for part in (folder, *folder.parents[:3]):
+        if part.stat().st_mode & 0o005 != 0o005:
+            part.chmod(0o755)
 
 
 @dataclass
