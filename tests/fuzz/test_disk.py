@@ -120,6 +120,7 @@ VALUE = st.one_of(st.none(), st.integers(-(2**63), 2**63 - 1), st.floats(), st.t
 @example(("head", "[" * 100_000))
 @example(("file", "../../../etc/passwd"))
 @example(("size", -1))
+@example(("size", 2**55))
 @example(("key", b"\xff\xfe"))
 @example(("changed", [[5, 2]]))
 @example(("present", [[0, 2**70]]))

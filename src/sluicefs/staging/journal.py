@@ -30,6 +30,7 @@ CREATE TABLE IF NOT EXISTS files (
 CREATE TABLE IF NOT EXISTS uploads (id INTEGER PRIMARY KEY, key TEXT NOT NULL, at REAL NOT NULL, upload_id TEXT);
 CREATE TABLE IF NOT EXISTS about (name TEXT PRIMARY KEY, value TEXT);
 """
+MAX_SIZE = 4995 * 1024**4 // 1000  # bytes: no file of a mount grows beyond, as no store takes more
 PAGE_SIZE = 8192  # bodies of 64 KiB are fastest so
 # The text of an error can quote the damaged file.
 _FAILURES = (sqlite3.Error, UnicodeDecodeError)
@@ -312,7 +313,7 @@ def _is_upload(row: Any, key: Any, at: Any, upload_id: Any) -> bool:
 
 
 def _is_size(number: Any) -> bool:
-    return type(number) is int and 0 <= number < 2**63
+    return type(number) is int and 0 <= number <= MAX_SIZE
 
 
 def _is_time(seconds: Any) -> bool:
