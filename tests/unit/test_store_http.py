@@ -161,9 +161,10 @@ def test_body_until_the_end_of_the_connection() -> None:
         b"SSH-2.0-OpenSSH\r\n\r\n",
         b"HTTP/1.1 abc\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef",
         b"HTTP/1.1 200 OK\r\nX: " + b"y" * 70_000,
     ],
-    ids=["not-http", "status", "length", "large"],
+    ids=["not-http", "status", "length", "two-lengths", "large"],
 )
 def test_malformed_heads(top: bytes) -> None:
     with ScriptedServer(lambda peer, _: peer.send(top)) as server:

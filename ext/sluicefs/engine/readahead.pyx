@@ -94,6 +94,8 @@ cdef class PatternProbe:
         return match_stream(&self.pattern, offset, length), hits
 
     def window(self, int slot, int64_t largest):
+        if not 0 <= slot < self.pattern.count:
+            raise IndexError(f"there is no stream {slot}")
         return window_for(&self.pattern.streams[slot], largest)
 
     @staticmethod

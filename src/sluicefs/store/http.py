@@ -450,7 +450,7 @@ class Pool:
 
 
 def _parse_head(head: str) -> tuple[int, dict[str, str]]:
-    """Status and headers; of a header that stands twice the last counts. Raises HttpError for what is not HTTP/1."""
+    """Status and headers; of a header that stands twice the last counts, but lengths must agree. HttpError: not HTTP/1."""
     first, *lines = head.split("\r\n")
     version, _, rest = first.partition(" ")
     status = rest[:3]
@@ -459,5 +459,8 @@ def _parse_head(head: str) -> tuple[int, dict[str, str]]:
     fields: dict[str, str] = {}
     for line in lines:
         name, _, value = line.partition(":")
-        fields[name.lower()] = value.strip()
+        name, value = name.lower(), value.strip()
+        if name == "content-length" and fields.get(name, value) != value:
+            raise HttpError("the answer states two lengths")  # RFC 9112, 6.3
+        fields[name] = value
     return int(status), fields
