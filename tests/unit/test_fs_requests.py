@@ -282,3 +282,49 @@ def test_a_file_that_is_changed_while_it_is_renamed_keeps_both(bench: Bench) -> 
     bench.fs.release(handle)
     assert bytes(bench.store.get("new")[1]) == b"Xase" + b"base" * 999
     assert [info.key for info in bench.store.list("").objects] == ["new"]
+
+
+def rewrite(bench: Bench, ino: int, data: bytes) -> None:
+    """As a shell's `>` on an existing file: O_TRUNC reaches a filesystem as an open and a truncate."""
+    handle = bench.fs.open(ino, os.O_WRONLY)
+    bench.fs.setattr(ino, SetAttr(size=0))
+    bench.fs.write(handle, 0, data)
+    bench.fs.flush(handle)
+    bench.fs.flush(handle)  # a descriptor that was dup'ed
+    bench.fs.release(handle)
+
+
+def append(bench: Bench, ino: int, data: bytes) -> None:
+    handle = bench.fs.open(ino, os.O_WRONLY | os.O_APPEND)
+    bench.fs.write(handle, bench.fs.getattr(ino).size, data)
+    bench.fs.flush(handle)
+    bench.fs.release(handle)
+
+
+def test_rewriting_with_the_same_content_is_one_request(bench: Bench) -> None:
+    ino = bench.write("file", b"x" * 4096)
+    bench.reset()
+    rewrite(bench, ino, b"x" * 4096)
+    assert bench.requests == {"PutObject": 1}
+
+
+def test_a_hundred_small_appends_are_a_hundred_small_puts(bench: Bench) -> None:
+    ino = bench.write("log", b"")
+    bench.reset()
+    for number in range(100):
+        append(bench, ino, b"%07d\n" % number)
+    # Each is conditional on the version before; one question more: does the store heed conditions?
+    assert bench.requests == {"PutObject": 101}
+    assert bench.read("log") == b"".join(b"%07d\n" % number for number in range(100))
+
+
+def test_in_back_mode_a_hundred_small_appends_are_few_puts(tmp_path: Path) -> None:
+    store = MemoryStore()
+    bench = Bench(make(store, tmp_path, write_mode="back"), store)
+    ino = bench.write("log", b"")
+    for number in range(100):
+        append(bench, ino, b"%07d\n" % number)
+    assert not bench.fs.sync_all()
+    bench.fs.close()
+    assert bytes(store.get("log")[1]) == b"".join(b"%07d\n" % number for number in range(100))
+    assert bench.requests.get("PutObject", 0) <= 5

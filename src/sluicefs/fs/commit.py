@@ -163,7 +163,10 @@ class Committer:
             self.multipart.composing.acquire()
         try:
             with draft.body(0, draft.size) as body:
-                return self.core.store.put(key, body, metadata=metadata, content_type=content_type, if_match=condition)
+                etag = self.core.store.put(key, body, metadata=metadata, content_type=content_type, if_match=condition)
+                if draft.size <= self.core.keep_written:
+                    draft.whole = bytes(body)
+                return etag
         finally:
             if composing:
                 self.multipart.composing.release()
@@ -184,9 +187,8 @@ class Committer:
             state.draft = None
             if node.parent is not None:
                 core.directories.note_file(node)
-        if size <= core.keep_written and draft.extents.covers(0, size) and size:
-            with draft.extents.view(0, 0, size) as view:
-                state.version.blocks.insert(0, view)
+        if draft.whole and len(draft.whole) == size:  # it is read again soon, or appended to
+            state.version.blocks.insert(0, draft.whole)
         draft.close()
         if late and size <= COPY_LIMIT:
             self.attributes_changed(node)

@@ -72,6 +72,7 @@ class Draft:
         self.saved: tuple[Journal, Record] | None = None  # what would survive this process
         self.saved_version = -1
         self.version = 0  # counts changes
+        self.whole: bytes | None = None  # all of a small file, as it was sent
         self.wanted = 0  # writers that wait while the file is sent in the background
         self.mutex = threading.RLock()
         self._staging = staging
