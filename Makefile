@@ -12,7 +12,7 @@ PIP    := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 EXT    := $(shell find ext -name '*.pyx' -o -name '*.pxd')
 
-.PHONY: setup demo test check lint types test-mount bench bench-quick bench-engine soak fuzz sanitize cover annotate clean
+.PHONY: setup demo test check lint types test-mount bench bench-quick bench-engine soak crash fuzz sanitize cover annotate clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMPS)/engine
@@ -65,7 +65,12 @@ test-mount: $(STAMPS)/engine
 fuzz: $(STAMPS)/engine
 	FUZZ_MINUTES=$${FUZZ_MINUTES:-60} $(PYTEST) tests/fuzz --timeout=0 $(ARGS)
 
+# SOAK_MINUTES (60): mixed load with faults on one mount; build/soak has the plot.
 soak: $(STAMPS)/engine
+	$(BIN)/python -m tests.soak $(ARGS)
+
+# The tests that take long: hundreds of SIGKILLs, thousands of crashes.
+crash: $(STAMPS)/engine
 	$(PYTEST) tests -m soak --timeout=0 $(ARGS)
 
 bench: $(STAMPS)/bench $(STAMPS)/peers
