@@ -38,11 +38,12 @@ def draw(session: Session, folder: Path, kind: str = "svg") -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    overview = [row for row in _OVERVIEW if row in session.rows()] or session.rows()[:8]
+    rows = [row for row in session.rows() if sum(bool(session.values(*row, name)) for name in session.contestants()) > 1]
+    overview = [row for row in _OVERVIEW if row in rows] or rows[:8]
     with matplotlib.rc_context(_STYLE):
         pictures = {
             OVERVIEW: _bars(session, overview),
-            BARS: _bars(session, session.rows()),
+            BARS: _bars(session, rows),
             CURVE: _curves(session),
             REQUESTS: _requests(session),
         }
