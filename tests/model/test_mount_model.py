@@ -97,4 +97,4 @@ def test_with_one_request_in_seven_failing_it_still_agrees(user: User, tmp_path:
     with FaultProxy(user.bucket.server.endpoint, rules=chaos(0.15), seed=seed) as proxy:
         user.variables["AWS_ENDPOINT_URL"] = proxy.url
         agree_over_a_remount(user, tmp_path / "local", runs=5, steps=100, seed=200 + 10 * seed)
-        assert proxy.faults.total() > 10
+        assert proxy.faults.total() > 3  # of some 70 requests, fewer where changes were merged in time
