@@ -38,8 +38,8 @@ $(STAMPS)/demo $(STAMPS)/bench: $(STAMPS)/%: $(STAMPS)/engine
 	$(PIP) --no-build-isolation -e '.[$*]'
 	@touch $@
 
-$(STAMPS)/peers: | $(STAMPS)/system
-	bash .ci/system $(PYTHON) peers
+$(STAMPS)/programs: .ci/system | $(STAMPS)/system
+	bash .ci/system $(PYTHON) tests
 	@touch $@
 
 demo: $(STAMPS)/demo
@@ -55,40 +55,40 @@ types: $(STAMPS)/engine
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest sluicefs.engine --allowlist tests/stubtest-allow.txt --ignore-unused-allowlist
 
-test: $(STAMPS)/engine
+test: $(STAMPS)/engine $(STAMPS)/programs
 	timeout --kill-after=20 1500 $(PYTEST) $(PARALLEL) $(TESTS) -m 'not soak' $(ARGS)
 
-test-mount: $(STAMPS)/engine
+test-mount: $(STAMPS)/engine $(STAMPS)/programs
 	timeout --kill-after=20 1500 $(PYTEST) $(PARALLEL) tests/mount tests/faults -m 'not soak' $(ARGS)
 
 # New examples for FUZZ_MINUTES (60) in all.
-fuzz: $(STAMPS)/engine
+fuzz: $(STAMPS)/engine $(STAMPS)/programs
 	FUZZ_MINUTES=$${FUZZ_MINUTES:-60} $(PYTEST) tests/fuzz --timeout=0 $(ARGS)
 
 # SOAK_MINUTES (60): mixed load with faults on one mount; build/soak has the plot.
-soak: $(STAMPS)/engine
+soak: $(STAMPS)/engine $(STAMPS)/programs
 	$(BIN)/python -m tests.soak $(ARGS)
 
 # The tests that take long: hundreds of SIGKILLs, thousands of crashes.
-crash: $(STAMPS)/engine
+crash: $(STAMPS)/engine $(STAMPS)/programs
 	$(PYTEST) tests -m soak --timeout=0 $(ARGS)
 
-bench: $(STAMPS)/bench $(STAMPS)/peers
+bench: $(STAMPS)/bench $(STAMPS)/programs
 	$(BIN)/python -m benchmarks run $(ARGS)
 
-bench-quick: $(STAMPS)/bench $(STAMPS)/peers
+bench-quick: $(STAMPS)/bench $(STAMPS)/programs
 	$(BIN)/python -m benchmarks run --quick $(ARGS)
 
 bench-engine: $(STAMPS)/bench
 	$(PYTEST) benchmarks/bench_engine.py --timeout=0 $(ARGS)
 
 # The same tests on an engine built with the address and undefined-behaviour sanitizers.
-sanitize: $(STAMPS)/engine
+sanitize: $(STAMPS)/engine $(STAMPS)/programs
 	SANITIZE=1 $(BIN)/python setup.py --quiet build --build-base build/sanitize --build-lib build/sanitize/lib
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
 	  PYTHONMALLOC=malloc PYTHONPATH=build/sanitize/lib $(PYTEST) tests/unit tests/model --timeout=0 -m 'not soak' $(ARGS)
 
-cover: $(STAMPS)/engine
+cover: $(STAMPS)/engine $(STAMPS)/programs
 	COVERAGE=1 $(BIN)/python setup.py --quiet build --build-base build/cover --build-lib build/cover/lib
 	@rm -rf build/coverage && mkdir -p build/coverage
 	PYTHONPATH=build/cover/lib $(BIN)/coverage run -m pytest $(TESTS) --timeout=0 -m 'not soak' $(ARGS)
