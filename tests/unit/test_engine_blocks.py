@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import queue
 import random
+import resource
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -284,3 +286,50 @@ def test_a_block_evicted_while_a_reply_holds_it_keeps_its_bytes() -> None:
     BlockMap(cache).insert(0, os.urandom(MiB))
     assert not blocks.covers(0, 1)
     assert bytes(view or b"") == SOURCE[:1000]
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+@pytest.mark.parametrize("size", [48 * MiB, 192 * MiB], ids=["kept", "passing through"])
+def test_many_readers_stay_within_the_budget(size: int) -> None:
+    """Evicted blocks leave memory though their readers are still open; spare pages for new ones are few."""
+    cache = BlockCache(64 * MiB)
+
+    def fill(block: Block, urgent: bool = False) -> None:
+        block.writable()[:] = bytes(block.size)
+        block.advance(block.size)
+        block.finish()
+
+    fill(BlockMap(cache).claim(0, 8 * MiB))
+    before = resident()
+    readers = [Reader(BlockMap(cache), size, fill) for _ in range(768 * MiB // size)]
+    for offset in range(0, size, 128 * 1024):
+        for reader in readers:
+            while reader.try_read(offset, 128 * 1024) is None:
+                for block in reader.demand(offset, 128 * 1024):
+                    fill(block)
+        assert cache.stats()["used"] <= 64 * MiB
+    assert resident() - before <= (64 + 40) * MiB
+
+
+def test_a_file_too_large_to_be_kept_leaves_as_it_is_read() -> None:
+    cache = BlockCache(64 * MiB)
+    fetched: list[int] = []
+
+    def fill(block: Block, urgent: bool = False) -> None:
+        fetched.append(block.size)
+        block.advance(block.size)
+        block.finish()
+
+    kept, passing = Reader(BlockMap(cache), 8 * MiB, fill), Reader(BlockMap(cache), 256 * MiB, fill)
+    for reader in (kept, passing):
+        for offset in range(0, reader.size, 128 * 1024):
+            while reader.try_read(offset, 128 * 1024) is None:
+                for block in reader.demand(offset, 128 * 1024):
+                    fill(block)
+    assert sum(fetched) == 264 * MiB
+    assert cache.stats()["used"] <= 9 * MiB  # the small file, and the blocks that were not read ahead
+    assert all(kept.try_read(offset, 4096) is not None for offset in range(0, 8 * MiB, 128 * 1024))
+    assert cache.stats()["evictions"] == 0

@@ -19,6 +19,8 @@ cdef class Block:
     cdef bint ended
     cdef bint withdrawn
     cdef bint protected
+    cdef bint read_ahead  # asked for by a sequential stream
+    cdef bint passed  # read to its end, and not worth keeping
     cdef readonly object error
     cdef BlockMap owner
     cdef pthread_mutex_t mutex
@@ -51,5 +53,7 @@ cdef class BlockCache:
     cdef object probation
     cdef object protected_blocks
     cdef bint make_room(self, int64_t size, bint must)
+    cdef int64_t keepable(self)
+    cdef void pass_by(self, Block block)
     cdef void touch(self, Block block, Py_ssize_t count)
     cdef void settle(self, Block block)

@@ -56,31 +56,43 @@ cdef extern from *:
 
 # Below this malloc is cheaper; above it, memory given back by munmap really leaves the process (glibc's heap keeps it).
 cdef Py_ssize_t MAP_FROM = 128 * 1024
-# Big blocks follow one another in a sequential read: using their pages again spares a page fault per 4 KiB.
-cdef Py_ssize_t SPARE_SIZE = 8 * 1024 * 1024
+# Blocks of a sequential read follow one another: using their pages again spares the faults. What is kept for that is beyond the
+# budget, so it is little.
+cdef Py_ssize_t SPARE_BYTES = 32 * 1024 * 1024
 cdef enum:
     SPARES = 16
 cdef unsigned char* spares[SPARES]
+cdef Py_ssize_t spare_sizes[SPARES]
 cdef int spare_count = 0
+cdef Py_ssize_t spare_bytes = 0
 
 
 cdef unsigned char* take_memory(Py_ssize_t size) noexcept:
-    global spare_count
-    if size == SPARE_SIZE and spare_count:
-        spare_count -= 1
-        return spares[spare_count]
+    global spare_count, spare_bytes
+    cdef unsigned char* data
+    cdef int i
     if size < MAP_FROM:
         return <unsigned char*> malloc(size if size else 1)
+    for i in range(spare_count - 1, -1, -1):
+        if spare_sizes[i] == size:
+            data = spares[i]
+            spare_count -= 1
+            spares[i] = spares[spare_count]
+            spare_sizes[i] = spare_sizes[spare_count]
+            spare_bytes -= size
+            return data
     return sluice_map(size)
 
 
 cdef void give_memory(unsigned char* data, Py_ssize_t size) noexcept:
-    global spare_count
-    if size == SPARE_SIZE and spare_count < SPARES:
-        spares[spare_count] = data
-        spare_count += 1
-    elif size < MAP_FROM:
+    global spare_count, spare_bytes
+    if size < MAP_FROM:
         free(data)
+    elif spare_count < SPARES and spare_bytes + size <= SPARE_BYTES:
+        spares[spare_count] = data
+        spare_sizes[spare_count] = size
+        spare_count += 1
+        spare_bytes += size
     else:
         sluice_unmap(data, size)
 
@@ -366,17 +378,27 @@ cdef class BlockCache:
                 block.protected = True
                 self.protected_blocks[name] = block
                 self.protected_bytes += block.size
-                while self.protected_bytes > self.budget - self.budget // 5:  # the longest unused one must prove itself anew
+                while self.protected_bytes > self.keepable():  # the longest unused one must prove itself anew
                     name, block = self.protected_blocks.popitem(False)
                     self.protected_bytes -= block.size
                     block.protected = False
                     block.served = 0
                     self.probation[name] = block
 
+    cdef int64_t keepable(self):
+        """Bytes of the largest object that is worth keeping whole."""
+        return self.budget - self.budget // 5
+
+    cdef void pass_by(self, Block block):
+        """Everything of the block was read by a stream that will not come back."""
+        block.passed = True
+        if block.ended:
+            self.drop(block)
+
     cdef void settle(self, Block block):
-        """A fetch ended: the block may now be evicted, or is gone if it failed."""
+        """A fetch ended: the block may now be evicted, or is gone if it failed or nobody needs it any more."""
         self.in_flight -= block.size
-        if block.error is not None:
+        if block.error is not None or block.passed:
             self.used -= block.size
             if block.owner is not None:
                 block.owner.forget(block)

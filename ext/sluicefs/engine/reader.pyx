@@ -33,8 +33,9 @@ cdef class Reader:
     cdef int64_t largest_block
     cdef int64_t largest_window
     cdef int64_t whole
+    cdef bint passing  # too large to be kept: what a sequential reader is through with leaves at once
     cdef Pattern pattern
-    cdef list ahead
+    cdef list ahead  # offsets of blocks asked for ahead; a reference would keep an evicted block's bytes
 
     def __cinit__(self, BlockMap blocks not None, int64_t size, object fetch, *, int64_t largest_block=8 << 20,
                   int64_t largest_window=64 << 20, int64_t whole=1 << 20):
@@ -45,6 +46,7 @@ cdef class Reader:
         self.largest_block = largest_block
         self.largest_window = largest_window
         self.whole = whole
+        self.passing = size > self.cache.keepable()
         self.ahead = []
         memset(&self.pattern, 0, sizeof(Pattern))
 
@@ -59,7 +61,7 @@ cdef class Reader:
         block = self.blocks.find(offset)
         if block is None or block.offset + block.filled() < end:
             return None
-        self.cache.touch(block, end - offset)
+        self.served(block, end - offset)
         return memoryview(block)[offset - block.offset:end - block.offset]
 
     def demand(self, int64_t offset, int64_t length):
@@ -106,10 +108,16 @@ cdef class Reader:
                 if block.withdrawn:
                     return None
                 raise block.error
-            self.cache.touch(block, stop - position)
+            self.served(block, stop - position)
             pieces.append(memoryview(block)[position - block.offset:stop - block.offset])
             position = stop
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    cdef void served(self, Block block, Py_ssize_t count):
+        """Account `count` bytes given from `block`. Its bytes are in the kernel's page cache now: memory need not hold them twice."""
+        self.cache.touch(block, count)
+        if self.passing and block.served >= block.size and block.read_ahead:
+            self.cache.pass_by(block)
 
     cdef int follow(self, int64_t offset, int64_t length) except -1:
         """Account a read; ask ahead where the pattern promises something."""
@@ -158,9 +166,8 @@ cdef class Reader:
                 block = self.blocks.create(start, min(max(end, start + GRAIN), self.size), False)
                 if block is None:
                     return 0
-                self.ahead.append(block)
-                if len(self.ahead) > 64:
-                    self.ahead = [block for block in self.ahead if not block.ended]
+                block.read_ahead = True
+                self.note_ahead(block)
                 self.fetch(block, False)
             stream.ahead = block.offset + block.size
         return 0
@@ -182,9 +189,20 @@ cdef class Reader:
             block = self.blocks.create(start, min((end + PAGE - 1) // PAGE * PAGE, self.size), False)
             if block is None:
                 break
-            self.ahead.append(block)
+            self.note_ahead(block)
             self.fetch(block, False)
         return 0
+
+    cdef int note_ahead(self, Block block) except -1:
+        if len(self.ahead) >= 64:
+            self.ahead = [offset for offset in self.ahead if self.in_flight(offset) is not None]
+        self.ahead.append(block.offset)
+        return 0
+
+    cdef Block in_flight(self, int64_t offset):
+        """The block at `offset`, if its fetch has not ended."""
+        cdef Block block = self.blocks.find(offset)
+        return None if block is None or block.ended else block
 
     cdef int withdraw_abandoned(self, bint abandoned) except -1:
         """Take back what streams asked for that nobody has read from lately, or that gave way to new ones (`abandoned`)."""
@@ -201,13 +219,14 @@ cdef class Reader:
                 stream.ahead = 0
                 self.cache.streams -= 1
                 abandoned = True
-        for block in self.ahead:
-            if block.ended:
+        for offset in self.ahead:
+            block = self.in_flight(offset)
+            if block is None:
                 continue
             if abandoned and not self.in_window(block):
                 self.drop(block)
             else:
-                kept.append(block)
+                kept.append(offset)
         self.ahead = kept
         return 0
 
@@ -234,7 +253,8 @@ cdef class Reader:
                 self.pattern.streams[i].window_open = False
                 self.cache.streams -= 1
         self.pattern.count = 0
-        for block in self.ahead:
-            if not block.ended:
+        for offset in self.ahead:
+            block = self.in_flight(offset)
+            if block is not None:
                 self.drop(block)
         self.ahead = []
