@@ -114,7 +114,7 @@ cdef class Reader:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     cdef void served(self, Block block, Py_ssize_t count):
-        """Account `count` bytes given from `block`. Its bytes are in the kernel's page cache now: memory need not hold them twice."""
+        """Account `count` bytes given from `block`: the kernel keeps them now, memory need not hold them twice."""
         self.cache.touch(block, count)
         if self.passing and block.served >= block.size and block.read_ahead:
             self.cache.pass_by(block)
