@@ -72,7 +72,8 @@ def test_extents_are_bytes_at_positions(changes: list[tuple[str, int, bytes | No
             gone = {one for one in twin if one // CHUNK == where}
             assert extents.drop(where) == len(gone)
             twin -= gone
-        assert extents.used == memory.used == len(twin)
+        assert extents.used == len(twin)
+        assert memory.used % 4096 == 0 and len(twin) <= memory.used
         found = bytearray(b"\xff" * 600)
         assert extents.overlay(0, found) == len(twin)
         for one in range(600):
@@ -101,13 +102,24 @@ def test_a_chunk_that_is_being_sent_refuses_writes_and_keeps_its_bytes() -> None
 
 
 def test_dirty_memory_is_given_back_with_its_file() -> None:
-    memory = DirtyMemory(100)
+    memory = DirtyMemory(4096)
     extents = Extents(CHUNK, memory)
     extents.write(0, bytes(100))
     assert memory.full
     del extents
     assert memory.used == 0
     assert not memory.full
+
+
+def test_a_byte_here_and_there_counts_as_the_pages_it_takes() -> None:
+    memory = DirtyMemory(1 << 30)
+    extents = Extents(16 << 20, memory)
+    for page in range(0, 4096, 2):
+        extents.write(page * 4096 + 100, b"x")
+        extents.write(page * 4096 + 200, b"y")
+    assert (extents.used, memory.used) == (4096, 2048 * 4096)
+    extents.drop(0)
+    assert (extents.used, memory.used) == (0, 0)
 
 
 def test_growing_a_chunk_keeps_its_bytes() -> None:

@@ -39,10 +39,11 @@ cdef extern from *:
 
 # Copies from this size on are worth giving up the GIL for.
 cdef Py_ssize_t LONG_COPY = 64 * 1024
+cdef int64_t PAGE = 4096
 
 
 cdef class DirtyMemory:
-    """Dirty bytes over all files of a mount, beside their limit in bytes."""
+    """Memory that dirty bytes of all files of a mount take, in whole pages, beside its limit in bytes."""
 
     cdef readonly int64_t limit
     cdef readonly int64_t used
@@ -56,17 +57,20 @@ cdef class DirtyMemory:
 
 
 cdef class Chunk:
-    """One chunk's memory and its dirty spans (positions within the chunk)."""
+    """One chunk's memory, its dirty spans (positions within the chunk), and the pages they are in."""
 
     cdef unsigned char* data
     cdef int64_t room
     cdef SpanArray spans
+    cdef SpanArray pages
+    cdef int64_t held
     cdef int exports
 
     def __dealloc__(self):
         if self.data != NULL:
             sluice_release(self.data, self.room)
         free(self.spans.at)
+        free(self.pages.at)
 
     def __getbuffer__(self, Py_buffer* buffer, int flags):
         PyBuffer_FillInfo(buffer, self, self.data, self.room, 1, flags)
@@ -90,6 +94,11 @@ cdef class Chunk:
                 raise MemoryError
             self.data = grown
             self.room = room
+        # A byte here and there takes a page each, and that is what memory runs out of.
+        new = add_span(&self.pages, start // PAGE * PAGE, (end + PAGE - 1) // PAGE * PAGE)
+        if new < 0:
+            raise MemoryError
+        self.held += new
         new = add_span(&self.spans, start, end)
         if new < 0:
             raise MemoryError
@@ -106,6 +115,7 @@ cdef class Extents:
 
     cdef readonly int64_t chunk_size
     cdef readonly int64_t used
+    cdef int64_t held
     cdef DirtyMemory memory
     cdef dict chunks
 
@@ -118,16 +128,16 @@ cdef class Extents:
 
     def __dealloc__(self):
         if self.memory is not None:
-            self.memory.used -= self.used
+            self.memory.used -= self.held
 
-    cdef void account(self, int64_t change):
-        self.used += change
+    cdef void hold(self, int64_t change):
+        self.held += change
         self.memory.used += change
 
     def write(self, int64_t offset, object data):
         """Copy `data` to `offset`; returns how many bytes are newly dirty. BufferError where a chunk is being sent."""
         cdef Py_buffer source
-        cdef int64_t done = 0, index, start, length, new = 0
+        cdef int64_t done = 0, index, start, length, new = 0, held
         cdef Chunk chunk
         if offset < 0:
             raise ValueError("an offset is not negative")
@@ -141,10 +151,14 @@ cdef class Extents:
                 if chunk is None:
                     chunk = Chunk()
                     self.chunks[index] = chunk
-                new += chunk.write(start, <const unsigned char*> source.buf + done, length, self.chunk_size)
+                held = chunk.held
+                try:
+                    new += chunk.write(start, <const unsigned char*> source.buf + done, length, self.chunk_size)
+                finally:
+                    self.hold(chunk.held - held)
                 done += length
         finally:
-            self.account(new)
+            self.used += new
             PyBuffer_Release(&source)
         return new
 
@@ -226,7 +240,8 @@ cdef class Extents:
         if chunk is None:
             return 0
         gone = covered(&chunk.spans, 0, self.chunk_size)
-        self.account(-gone)
+        self.used -= gone
+        self.hold(-chunk.held)
         return gone
 
     def truncate(self, int64_t size):
@@ -242,9 +257,10 @@ cdef class Extents:
                 gone = remove_span(&chunk.spans, size - base, self.chunk_size)
                 if gone < 0:
                     raise MemoryError
-                self.account(-gone)
+                self.used -= gone
 
     def clear(self):
         """Forget everything."""
         self.chunks.clear()
-        self.account(-self.used)
+        self.used = 0
+        self.hold(-self.held)

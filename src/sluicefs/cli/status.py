@@ -111,6 +111,8 @@ def _lines(answer: dict[str, Any]) -> list[str]:
         f"  requests  {requests}; retries {answer['retries']}",
         f"  moved     {size(answer['bytes_down'])} down, {size(answer['bytes_up'])} up",
     ]
+    if answer.get("if_match") is False:
+        lines.append("  note      the endpoint ignores If-Match: two writers within one round trip can lose a change")
     if answer.get("left_out"):
         lines.append(f"  left out  keys that cannot be file names: {', '.join(map(repr, answer['left_out'][:5]))}")
     return lines

@@ -42,14 +42,18 @@ class Committer:
         self.multipart = Multipart(core, threads, memory)
         self.conditions = Conditions(core)
         self.attributes_changed: Callable[[Node], None] = lambda node: None  # `Files` sends them
+        self.draft_of: Callable[[Node], Draft]  # a node's draft, begun if there is none: `Files` makes them
 
     # -- while writing ------------------------------------------------------------------------------------------------
 
     def progress(self, node: Node, draft: Draft) -> None:
-        """After a write: send the parts that are full, and hold the writer back while memory is full."""
-        if draft.base_limit == 0 and draft.size > draft.part_size:
+        """After a write: send the parts that are full."""
+        if draft.size - draft.base_limit > draft.part_size:
             self._send_while_written(node, draft)
-        while self.core.dirty.full:
+
+    def make_room(self, draft: Draft, length: int) -> None:
+        """Before a write of `length` bytes: hold the writer back while memory is full. OSError ENOSPC."""
+        while self.core.dirty.used + length > self.core.dirty.limit:
             stream = self.multipart.streams.get(draft)
             if stream is not None and stream.pending:
                 self.multipart.reap(draft, stream, wait_for=min(stream.pending))
@@ -79,20 +83,32 @@ class Committer:
     def _send_full_parts(self, node: Node, draft: Draft) -> None:
         stream = self.multipart.streams.get(draft)
         if stream is None:
-            if node.parent is None or not draft.extents.covers(0, draft.part_size):
+            plan = parts.plan_ahead(draft.size, draft.part_size)
+            first = -(-draft.base_limit // plan.part_size) * plan.part_size
+            if node.parent is None or not draft.can_be_sent(first, first + plan.part_size, plan.chunks):
                 return
             metadata, content_type = self._metadata_ahead(node)
-            plan = parts.plan_for(draft.size, draft.part_size)
             stream = self.multipart.begin(draft, self.core.key_of(node), plan, metadata, content_type)
         elif draft.size > stream.plan.capacity:
             stream = self.multipart.replan(draft, stream, *self._metadata_ahead(node))
         self.multipart.send_full_parts(draft, stream)
 
-    def before_write(self, draft: Draft, offset: int, length: int) -> None:
-        """The parts a write touches must not be under way, and count no longer. OSError EFBIG."""
-        if offset + length > parts.MAX_OBJECT:
+    def before_write(self, node: Node, draft: Draft, offset: int, length: int) -> Draft:
+        """The parts a write touches must not be under way, and count no longer; returns the draft to write to.
+
+        A file that grew out of its parts is finished, and goes on as a change of that object: what it has is copied by the
+        server then, and not sent again in larger parts. OSError EFBIG, ENOSPC, and those of `commit`.
+        """
+        end = offset + length
+        if end > parts.MAX_OBJECT:
             raise OSError(errno.EFBIG, "an object has at most 4.995 TiB")
+        if offset <= draft.size and self.multipart.outgrown(draft, end):
+            log.info("%s outgrew its %d parts", node.name, parts.MAX_PARTS)
+            self.commit(node)
+            draft = self.draft_of(node)
         self.multipart.before_write(draft, offset, length)
+        self.make_room(draft, length)
+        return draft
 
     def before_truncate(self, draft: Draft, size: int) -> None:
         """Parts from the cut on count no longer. OSError EFBIG."""
@@ -163,7 +179,10 @@ class Committer:
             self.multipart.composing.acquire()
         try:
             with draft.body(0, draft.size) as body:
-                etag = self.core.store.put(key, body, metadata=metadata, content_type=content_type, if_match=condition)
+                try:
+                    etag = self.core.store.put(key, body, metadata=metadata, content_type=content_type, if_match=condition)
+                except NotFoundError as error:
+                    raise ConditionFailedError(f"{key} was deleted by someone else") from error
                 if draft.size <= self.core.keep_written:
                     draft.whole = bytes(body)
                 return etag

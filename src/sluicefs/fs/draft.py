@@ -22,12 +22,16 @@ from sluicefs.staging import Journal, Record, Staging, StagingFile
 
 ReadBase = Callable[[int, int], object]  # (offset, length) -> bytes of the base version
 
-COPY = 1 << 20
+# The base is read in pieces of this many bytes: of a part that a change cuts, as few ranged GETs as are still quick.
+COPY = 8 << 20
+# Bytes of the base between two changes are fetched with what is missing beside them, if they are no more than these apart.
+CLOSE = 128 * 1024
 SALVAGE = 128 * 1024
 # A file with so few dirty bytes is kept in the journal itself: one fsync instead of three.
 INLINE = 256 * 1024
 
-_zeros = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ)
+PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # shared memory would get a page of its own for each that is read
+_zeros = mmap.mmap(-1, mmap.PAGESIZE, flags=PRIVATE, prot=mmap.PROT_READ)
 _zeros_lock = threading.Lock()
 
 
@@ -36,7 +40,7 @@ def zeros(length: int) -> memoryview:
     global _zeros
     with _zeros_lock:
         if len(_zeros) < length:
-            _zeros = mmap.mmap(-1, length, prot=mmap.PROT_READ)
+            _zeros = mmap.mmap(-1, length, flags=PRIVATE, prot=mmap.PROT_READ)
         return memoryview(_zeros)[:length]
 
 
@@ -71,7 +75,9 @@ class Draft:
         self.closed = False
         self.saved: tuple[Journal, Record] | None = None  # what would survive this process
         self.saved_version = -1
+        self.shelved = False  # what memory would hold is in the journal only
         self.version = 0  # counts changes
+        self.cuts = 0  # counts those that made it shorter
         self.whole: bytes | None = None  # all of a small file, as it was sent
         self.wanted = 0  # writers that wait while the file is sent in the background
         self.mutex = threading.RLock()
@@ -83,6 +89,7 @@ class Draft:
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Take in bytes. BufferError while the chunk is being sent: let that end, then again."""
         with self.mutex:
+            self._fetch_from_journal()
             self.extents.write(offset, data)
             end = offset + len(data)
             if offset > self.size:  # the hole reads as zeros, and the base must not show through it
@@ -95,11 +102,13 @@ class Draft:
     def truncate(self, size: int) -> None:
         """Set the size; what is cut off is gone, what is added reads as zeros."""
         with self.mutex:
+            self._fetch_from_journal()
             if size < self.size:
                 self.extents.truncate(size)
                 self.staged.remove(size, self.size)
                 self.changed.remove(size, self.size)
                 self.base_limit = min(self.base_limit, size)
+                self.cuts += 1
                 if size == 0:
                     self.replaced = True
             elif size > self.size:
@@ -125,17 +134,38 @@ class Draft:
         """Fill the zeroed `buffer` with the file's bytes from `offset`. False: the draft was closed meanwhile."""
         view = memoryview(buffer)
         end = offset + len(buffer)
-        with self.mutex:
-            below = self.changed.gaps(offset, min(end, self.base_limit)) if offset < self.base_limit else []
-        for start, stop in below:  # over the network, perhaps: without the mutex
-            self._fill_base(view[start - offset : stop - offset], start)
-        with self.mutex:
-            if self.closed:
-                return False
-            for start, stop in self.staged.within(offset, end):
-                self._file.read(view[start - offset : stop - offset], start)
-            self.extents.overlay(offset, buffer)
-        return True
+        while True:
+            with self.mutex:
+                cuts = self.cuts
+                below = self._below(offset, end)
+            for start, stop in below:  # over the network, perhaps: without the mutex
+                self._fill_base(view[start - offset : stop - offset], start)
+            with self.mutex:
+                if self.closed:
+                    return False
+                if self.cuts == cuts:
+                    self._fetch_from_journal()
+                    for start, stop in self.staged.within(offset, end):
+                        self._file.read(view[start - offset : stop - offset], start)
+                    self.extents.overlay(offset, buffer)
+                    return True
+                buffer[:] = bytes(len(buffer))  # it was cut meanwhile, and the base must not show where it is cut off
+
+    def _below(self, start: int, end: int) -> list[tuple[int, int]]:
+        """What to fetch of the base for [start, end): what still shows it, and small changes between, to be laid over.
+
+        Whatever is changed below `base_limit` lies in memory or in the staging file.
+        """
+        gaps = self.changed.gaps(start, min(end, self.base_limit)) if start < self.base_limit else []
+        if self.base_gone:
+            return gaps
+        found = gaps[:1]
+        for low, high in gaps[1:]:
+            if low - found[-1][1] <= CLOSE:
+                found[-1] = found[-1][0], high
+            else:
+                found.append((low, high))
+        return found
 
     def _fill_base(self, view: memoryview, start: int) -> None:
         assert self.read_base is not None
@@ -158,6 +188,7 @@ class Draft:
     def is_hole(self, start: int, end: int) -> bool:
         """Is [start, end) nothing but zeros that nobody wrote?"""
         with self.mutex:
+            self._fetch_from_journal()
             if self.staged.touches(start, end):
                 return False
             if start < self.base_limit and not self.changed.covers(start, min(end, self.base_limit)):
@@ -182,6 +213,12 @@ class Draft:
 
         self.read_base, self.base_gone = read_base, True
         return lost
+
+    def can_be_sent(self, start: int, end: int, chunks: int) -> bool:
+        """Is [start, end) a part of `chunks` chunks that can go while the file is written: full, and not the last?"""
+        if end >= self.size or not self.changed.covers(start, end) or self.is_hole(start, end):
+            return False
+        return chunks > 1 or self.in_one_piece(start, end)
 
     def in_one_piece(self, start: int, end: int) -> bool:
         """Can `body` give [start, end) without composing it in memory?"""
@@ -283,6 +320,7 @@ class Draft:
         """Make record and bytes durable; returns when the disk has both. OSError: it does not, and an older record stands."""
         journal = self.saved[0] if self.saved is not None else self._staging.journal
         with self.mutex:
+            self._fetch_from_journal()
             self._describe(record)
             # Bytes in a staging file were spilled for want of memory: they stay there, the others join them.
             small = self.extents.used <= INLINE and not len(self.staged)
@@ -333,6 +371,7 @@ class Draft:
     def unsave(self) -> None:
         """It need not survive this process any more."""
         with self.mutex:
+            self._fetch_from_journal()
             saved, self.saved = self.saved, None
             if saved is None:
                 return
@@ -350,18 +389,34 @@ class Draft:
         for start, end in record.changed:
             self.changed.add(start, end)
         if record.file is None:
-            body = memoryview(journal.body(record.id))
-            for start, end in record.present:
-                if len(body) < end - start:
-                    raise OSError(errno.EIO, "the journal holds less than it should")
-                self.extents.write(start, body[: end - start])
-                body = body[end - start :]
+            if journal.body_size(record.id) < sum(end - start for start, end in record.present):
+                raise OSError(errno.EIO, "the journal holds less than it should")
+            self.shelved = True
         else:
             self._file.open(os.path.join(journal.folder, record.file), record.present)
             for start, end in record.present:
                 self.staged.add(start, end)
         self.saved = journal, record
         self.saved_version = self.version
+
+    def shelve(self) -> None:
+        """Leave bytes that the journal has to the journal alone, until somebody wants them."""
+        with self.mutex:
+            if self.is_saved and self.saved is not None and self.saved[1].file is None and not len(self.staged):
+                self.shelved = True
+                self.extents.clear()
+
+    def _fetch_from_journal(self) -> None:
+        """Have in memory what was shelved. `mutex` is held. OSError."""
+        if not self.shelved:
+            return
+        assert self.saved is not None
+        journal, record = self.saved
+        body = memoryview(journal.body(record.id))
+        for start, end in record.present:
+            self.extents.write(start, body[: end - start])
+            body = body[end - start :]
+        self.shelved = False
 
     @property
     def is_saved(self) -> bool:
@@ -371,6 +426,9 @@ class Draft:
     @property
     def unsent(self) -> int:
         """Bytes written that the bucket does not have."""
+        saved = self.saved
+        if self.shelved and saved is not None:
+            return sum(end - start for start, end in saved[1].present)
         return self.extents.used + self.staged.total
 
     def close(self) -> None:

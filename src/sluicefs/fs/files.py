@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+LARGEST_READ = 128 * 1024  # bytes: the kernel asks for no more at once
+
 # Attribute changes of a closed file wait this long (seconds) for company: `cp -p` and rsync make three in a row.
 ATTRIBUTES_DELAY = 0.5
 
@@ -71,6 +73,7 @@ class Files:
         self._sender.start()
         self.writeback = WriteBack(core, self._new_draft)
         core.committer.attributes_changed = self.attributes_changed
+        core.committer.draft_of = self.draft
 
     def open(self, node: Node, flags: int) -> Handle:
         """Open a regular file. OSError ESTALE where the object was replaced: look the name up again."""
@@ -231,7 +234,8 @@ class Files:
             reader = self.reader(base)
 
             def read_base(offset: int, length: int) -> object:
-                return self.read_version(reader, base, offset, length)
+                # Whoever composes a part asks for all he wants; what an application reads may be read ahead of.
+                return self.read_version(reader, base, offset, length, tried=length > LARGEST_READ)
 
         return Draft(
             base,
@@ -249,9 +253,8 @@ class Files:
     def write(self, handle: Handle, offset: int, data: bytes) -> int:
         """Take in bytes; returns how many. Waits only where memory is full."""
         node, state = handle.node, handle.state
-        with self._wanted(state):
-            draft = self.draft(node)
-            self.core.committer.before_write(draft, offset, len(data))
+        with self.wanted(state):
+            draft = self.core.committer.before_write(node, self.draft(node), offset, len(data))
             draft.write(offset, data)
             node.size = draft.size
             node.mtime_ns = node.ctime_ns = time.time_ns()
@@ -263,7 +266,7 @@ class Files:
         state = node.file
         if self.core.config.read_only:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-        with self._wanted(state):
+        with self.wanted(state):
             if size == 0 and state.draft is None:
                 if node.etag is not None and node.size == 0 and not state.writers:
                     return
@@ -277,7 +280,7 @@ class Files:
                 self._store(node)
 
     @contextmanager
-    def _wanted(self, state: FileState) -> Iterator[None]:
+    def wanted(self, state: FileState) -> Iterator[None]:
         """The file's lock. An upload in the background gives way to whoever changes the file."""
         if not state.lock.acquire(blocking=False):
             draft = state.draft
@@ -308,7 +311,7 @@ class Files:
     def sync(self, node: Node) -> None:
         """fsync(2): data and attributes are safe, or an error says why not."""
         state = node.file
-        with self._wanted(state):
+        with self.wanted(state):
             self._store(node)
             if state.attributes_due:
                 self.send_attributes(node)

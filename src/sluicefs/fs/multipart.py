@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sluicefs.errors import CancelledError, ConditionFailedError, StoreError, UnreachableError
+from sluicefs.errors import CancelledError, ConditionFailedError, NotFoundError, StoreError, UnreachableError
 from sluicefs.fs import parts
 from sluicefs.fs.draft import Draft
 from sluicefs.fs.parts import Plan
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 # So many parts of one file are on their way at once; the pool may run more for several files.
 IN_FLIGHT = 8
+REPORT = 30.0  # seconds between two lines in the log about a long upload
 
 
 @dataclass(slots=True)
@@ -70,7 +71,9 @@ class Multipart:
 
     def begin(self, draft: Draft, key: str, plan: Plan, metadata: dict[str, str], content_type: str) -> Stream:
         upload_id = self.core.store.create_upload(key, metadata=metadata, content_type=content_type)
-        stream = self.streams[draft] = Stream(key, upload_id, plan, metadata)
+        # What the base shows is copied at the end; only what lies wholly behind it can be sent before.
+        first = -(-draft.base_limit // plan.part_size)
+        stream = self.streams[draft] = Stream(key, upload_id, plan, metadata, next=first)
         return stream
 
     # -- while the file is written --------------------------------------------------------------------------------------
@@ -80,9 +83,7 @@ class Multipart:
         self.reap(draft, stream)
         while len(stream.pending) < IN_FLIGHT * 4:
             start, end = stream.plan.span(stream.next, draft.size)
-            if end >= draft.size or not draft.changed.covers(start, end) or draft.is_hole(start, end):
-                return
-            if stream.plan.chunks == 1 and not draft.in_one_piece(start, end):
+            if not draft.can_be_sent(start, end, stream.plan.chunks):
                 return
             body = draft.body(start, end)
             job = self._send_chunk if draft.extents.sending(stream.next) and stream.plan.chunks == 1 else self._send_part
@@ -117,6 +118,11 @@ class Multipart:
                     draft.sent(index)
             else:
                 log.warning("part %d of %s: %s; it is sent again at close", index + 1, stream.key, error)
+
+    def outgrown(self, draft: Draft, end: int) -> bool:
+        """Has the file's upload no part left for a write that ends at `end`?"""
+        stream = self.streams.get(draft)
+        return stream is not None and end > stream.plan.capacity
 
     def before_write(self, draft: Draft, offset: int, length: int) -> None:
         """The parts a write touches must not be under way, and count no longer."""
@@ -153,12 +159,16 @@ class Multipart:
         count = stream.plan.count(draft.size)
         try:
             self._send_rest(draft, stream, [index for index in range(count) if index not in stream.done], patience)
+            if condition is not None:  # the second look: not every store heeds the condition below
+                self._look_at_base(draft)
             sent = [(index + 1, stream.done[index]) for index in range(count)]
             etag = self.core.store.complete_upload(stream.key, stream.upload_id, sent, if_match=condition)
         except (CancelledError, UnreachableError):
             raise
-        except BaseException:
+        except BaseException as error:
             self.abandon(draft)
+            if condition is not None and isinstance(error, StoreError):
+                self._look_at_base(draft)  # a shorter object, for one, cannot be copied from
             raise
         del self.streams[draft]
         return etag
@@ -172,8 +182,12 @@ class Multipart:
         """The missing parts: copied by the server where the base still shows, else composed and sent, a few at a time."""
         running: dict[int, Future[str]] = {}
         checked = False
+        reported = time.monotonic()
         try:
             for index in todo:
+                if time.monotonic() - reported > REPORT:
+                    reported = time.monotonic()
+                    log.info("sending %s: %d of %d parts", stream.key, len(stream.done), stream.plan.count(draft.size))
                 if patience is not None:
                     patience.check()
                 while len(running) >= IN_FLIGHT:
@@ -181,10 +195,9 @@ class Multipart:
                 start, end = stream.plan.span(index, draft.size)
                 if draft.unchanged(start, end):
                     assert draft.base is not None
-                    if not checked:  # a copied part carries no condition on R2; the commit's If-Match is the second look
+                    if not checked:  # a copied part carries no condition on R2: looked at before and after
                         checked = True
-                        if self.core.store.head(draft.base.key).etag != draft.base.etag:
-                            raise ConditionFailedError(f"{draft.base.key} was replaced by someone else")
+                        self._look_at_base(draft)
                     running[index] = self.pool.submit(
                         self.core.store.copy_part, stream.key, stream.upload_id, index + 1, draft.base.key, start, end - start
                     )
@@ -196,6 +209,16 @@ class Multipart:
             for index, future in running.items():
                 if future.exception() is None:
                     stream.done[index] = future.result()
+
+    def _look_at_base(self, draft: Draft) -> None:
+        """Raises ConditionFailedError where the bucket has another object there, or none."""
+        assert draft.base is not None
+        try:
+            there = self.core.store.head(draft.base.key).etag
+        except NotFoundError:
+            there = ""
+        if there != draft.base.etag:
+            raise ConditionFailedError(f"{draft.base.key} was replaced or deleted by someone else")
 
     def _submit_body(self, draft: Draft, stream: Stream, index: int, start: int, end: int) -> Future[str]:
         if draft.in_one_piece(start, end):
@@ -231,7 +254,7 @@ class Multipart:
         """The file outgrew its parts: begin again with larger ones, from the staging file."""
         log.info("%s outgrew %d parts of %d bytes", stream.key, parts.MAX_PARTS, stream.plan.part_size)
         self.abandon(draft)
-        return self.begin(draft, stream.key, parts.grown(stream.plan, draft.size), metadata, content_type)
+        return self.begin(draft, stream.key, parts.plan_ahead(draft.size, draft.part_size), metadata, content_type)
 
     def close(self) -> None:
         for draft in list(self.streams):

@@ -195,7 +195,7 @@ class Namespace:
         node = self.directories.lookup(parent, name)
         if node.is_dir:
             raise error(errno.EISDIR)
-        with node.file.lock:
+        with self.files.wanted(node.file):
             key = self.core.key_of(node)
             self.keep_for_open_handles(node)
             if node.etag is not None or self.core.committer.covers(node):

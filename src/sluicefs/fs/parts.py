@@ -57,9 +57,10 @@ def plan_for(size: int, chunk_size: int) -> Plan:
     return Plan(chunk_size, chunks)
 
 
-def grown(plan: Plan, size: int) -> Plan:
-    """The plan of a file that outgrew `plan` while it was written: at least four times the room, or growth would never end."""
-    return plan_for(min(MAX_OBJECT, max(size, 4 * plan.part_size * MAX_PARTS)), plan.chunk_size)
+def plan_ahead(size: int, chunk_size: int) -> Plan:
+    """The plan of a file that has `size` bytes and grows: if one chunk a part is not enough, four times the room."""
+    plan = plan_for(size, chunk_size)
+    return plan if plan.chunks == 1 else plan_for(min(MAX_OBJECT, 4 * size), chunk_size)
 
 
 def single(size: int, chunk_size: int) -> bool:

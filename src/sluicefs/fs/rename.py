@@ -168,7 +168,7 @@ class Renames:
         core = self.core
         with ExitStack() as locks:
             for locked in sorted((n for n in (node, target) if n is not None), key=lambda n: n.ino):
-                locks.enter_context(locked.file.lock)
+                locks.enter_context(self.files.wanted(locked.file))
             with core.lock:
                 old_key = core.table.key_of(node)
                 new_key = core.table.prefix_of(new_parent) + new_name

@@ -36,6 +36,7 @@ THREADS = 8
 # Unsent data on disk: half of what is free when the mount begins, within these bounds (bytes). Beyond it, close waits for the
 # bucket as in sync mode.
 LIMITS = (64 * 1024**2, 64 * 1024**3)
+FILES = 10_000  # as many at most: each takes memory and perhaps a descriptor
 
 NewDraft = Callable[[Version | None, int], Draft]
 
@@ -65,7 +66,7 @@ class WriteBack:
         if draft is None or node.unlinked or node.parent is None:
             return
         if not draft.is_saved:
-            if self.staged + draft.unsent > self.limit:
+            if self.staged + draft.unsent > self.limit or (len(self._bytes) >= FILES and node not in self._bytes):
                 core.committer.commit(node)  # as fast as the bucket takes it: it is the only place left
                 return
             try:
@@ -74,6 +75,8 @@ class WriteBack:
                 log.warning("%s cannot be kept on local disk, so it is sent at once: %s", node.name, error)
                 core.committer.commit(node)
                 return
+            if core.dirty.used > core.dirty.limit // 2:
+                draft.shelve()
         self.schedule(node)
 
     @property

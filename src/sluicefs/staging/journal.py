@@ -21,6 +21,7 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 Span = tuple[int, int]
+TICK = 1e-5  # seconds by which a record is later than the one before it, at least
 Statement = tuple[str, Sequence[Any]]
 
 SCHEMA = """
@@ -133,12 +134,14 @@ class Journal:
         except _FAILURES as error:
             self._base.close()
             raise _as_oserror(error, self.path) from error
+        self._latest = 0.0 if read_only else self._newest()
 
     # -- unsent data ------------------------------------------------------------------------------------------------------
 
     def put(self, record: Record, body: bytes | bytearray | None = None, *, keep_body: bool = False, wait: bool = True) -> None:
         """Store or replace a record, durably. `keep_body`: only what is said about the data changes; `wait` for it."""
-        record.at = record.at or time.time()
+        with self._queue:  # of two records for one key the later counts, whatever the clock says meanwhile
+            record.at = self._latest = max(record.at or time.time(), self._latest + TICK)
         head = (record.key, record.at, int(record.pending), record.size, record.head(), record.file)
         if keep_body:
             update = ("UPDATE files SET key=?, at=?, pending=?, size=?, head=?, file=? WHERE id=?", (*head, record.id))
@@ -171,6 +174,15 @@ class Journal:
                 self.unreadable += 1
         return found
 
+    def _newest(self) -> float:
+        """The time of the newest record."""
+        try:
+            rows = self._base.execute("SELECT max(at) FROM files WHERE typeof(at)='real'").fetchall()
+        except _FAILURES as error:
+            log.error("journal %s: %s", self.path, error)  # `check` finds out what of it is good
+            return 0.0
+        return float(rows[0][0] or 0.0) if _is_time(rows[0][0] or 0.0) else 0.0
+
     def body(self, identity: str) -> bytes:
         """The body of a record, b"" where its bytes are in a file."""
         rows = self._query("SELECT body FROM files WHERE id=?", (identity,))
@@ -178,6 +190,11 @@ class Journal:
         if not isinstance(body, (bytes, type(None))):
             raise OSError(errno.EIO, f"journal {self.path}: the data of {identity} is damaged")
         return body or b""
+
+    def body_size(self, identity: str) -> int:
+        """Bytes of the body of a record."""
+        rows = self._query("SELECT length(body) FROM files WHERE id=? AND typeof(body)='blob'", (identity,))
+        return int(rows[0][0]) if rows else 0
 
     # -- multipart uploads --------------------------------------------------------------------------------------------------
 
