@@ -255,11 +255,17 @@ class Committer:
     def keep(self, node: Node, draft: Draft, error: OSError) -> None:
         """It could not be sent: what was written survives this process all the same, for `recover` or the next mount."""
         if draft.is_saved:
+            self.ease(draft)
             return
         try:
             draft.save(self.record_of(node, draft, pending=self.core.config.write_mode == "back", error=str(error)))
         except OSError as failed:
             log.error("%s is not in the bucket, and cannot be kept on disk either: %s", node.name, failed)
+
+    def ease(self, draft: Draft) -> None:
+        """A file that is safe in the journal leaves memory where that is half full."""
+        if self.core.dirty.used > self.core.dirty.limit // 2:
+            draft.shelve()
 
     def moved(self, node: Node, *, wait: bool = True) -> None:
         """A file has another name, base or attributes now: what is kept of it says so. OSError. `wait`: until the disk does."""

@@ -13,7 +13,7 @@ import errno
 import mmap
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from sluicefs.engine import DirtyMemory, Extents, SpanSet
@@ -144,9 +144,12 @@ class Draft:
                 if self.closed:
                     return False
                 if self.cuts == cuts:
-                    self._fetch_from_journal()
                     for start, stop in self.staged.within(offset, end):
                         self._file.read(view[start - offset : stop - offset], start)
+                    for start, piece in self._shelf() if self.shelved else ():
+                        low, high = max(start, offset), min(start + len(piece), end)
+                        if low < high:
+                            view[low - offset : high - offset] = piece[low - start : high - start]
                     self.extents.overlay(offset, buffer)
                     return True
                 buffer[:] = bytes(len(buffer))  # it was cut meanwhile, and the base must not show where it is cut off
@@ -408,15 +411,19 @@ class Draft:
 
     def _fetch_from_journal(self) -> None:
         """Have in memory what was shelved. `mutex` is held. OSError."""
-        if not self.shelved:
-            return
+        if self.shelved:
+            for start, piece in self._shelf():
+                self.extents.write(start, piece)
+            self.shelved = False
+
+    def _shelf(self) -> Iterator[tuple[int, memoryview]]:
+        """(offset, bytes) of what the journal has. OSError."""
         assert self.saved is not None
         journal, record = self.saved
         body = memoryview(journal.body(record.id))
         for start, end in record.present:
-            self.extents.write(start, body[: end - start])
+            yield start, body[: end - start]
             body = body[end - start :]
-        self.shelved = False
 
     @property
     def is_saved(self) -> bool:

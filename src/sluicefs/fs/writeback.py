@@ -75,8 +75,7 @@ class WriteBack:
                 log.warning("%s cannot be kept on local disk, so it is sent at once: %s", node.name, error)
                 core.committer.commit(node)
                 return
-            if core.dirty.used > core.dirty.limit // 2:
-                draft.shelve()
+            core.committer.ease(draft)
         self.schedule(node)
 
     @property

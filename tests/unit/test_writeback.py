@@ -1,0 +1,129 @@
+"""Back mode on the reference store: many small files take neither memory nor descriptors, and the later of two records counts."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from sluicefs.config import Config, MiB
+from sluicefs.errors import AccessDeniedError
+from sluicefs.fs import writeback
+from sluicefs.fs.filesystem import FileSystem
+from sluicefs.fs.namespace import Caller
+from sluicefs.fs.nodes import ROOT_INO
+from sluicefs.staging import Journal, Record
+from sluicefs.store.memory import MemoryStore
+
+ME = Caller(os.getuid(), os.getgid())
+FILES = 300
+SIZE = 100_000
+
+
+class Away(MemoryStore):
+    """The reference store; takes nothing while `away`."""
+
+    away = True
+
+    def put(self, key, body, **options):  # type: ignore[no-untyped-def]
+        if self.away:
+            raise AccessDeniedError("away")
+        return super().put(key, body, **options)
+
+
+def open_fs(store: MemoryStore, folder: Path) -> FileSystem:
+    options = {"part_size": 5 * MiB, "memory": 64 * MiB, "attr_ttl": 3600.0, "write_mode": "back"}
+    return FileSystem(Config("bucket", "/nowhere", **options), store, str(folder))  # type: ignore[arg-type]
+
+
+def content(number: int) -> bytes:
+    return b"%07d\n" % number * (SIZE // 8)
+
+
+def create(fs: FileSystem, number: int) -> int:
+    """Closed with its data in it; returns the inode number."""
+    handle, node = fs.create(ROOT_INO, b"f%d" % number, 0o644, os.O_RDWR | os.O_CREAT, ME)
+    fs.write(handle, 0, content(number))
+    fs.flush(handle)
+    fs.release(handle)
+    return node.ino
+
+
+def read(fs: FileSystem, ino: int) -> bytes:
+    handle = fs.open(ino, os.O_RDONLY)
+    data = bytes(fs.read(handle, 0, 2 * SIZE))
+    fs.release(handle)
+    return data
+
+
+def test_many_small_files_wait_in_the_journal_and_not_in_memory(tmp_path: Path) -> None:
+    store = Away()
+    fs = open_fs(store, tmp_path)
+    limit = fs.core.dirty.limit
+    inodes = {number: create(fs, number) for number in range(FILES)}
+    assert SIZE * FILES > limit
+    assert fs.core.dirty.used <= limit
+    assert not [path for path in tmp_path.rglob("data-*")], "none needs a file, and a descriptor, of its own"
+    assert fs.files.unsent() == sum(len(content(number)) for number in range(FILES))
+    assert [number for number, ino in inodes.items() if read(fs, ino) != content(number)] == []
+    handle = fs.open(inodes[FILES - 1], os.O_RDWR)
+    fs.write(handle, 8, b"changed\n")
+    fs.flush(handle)
+    fs.release(handle)
+    fs.close()
+
+    fs = open_fs(store, tmp_path)
+    fs.take_over()
+    assert fs.core.dirty.used == 0, "nor after a crash"
+    changed = content(FILES - 1)[:8] + b"changed\n" + content(FILES - 1)[16:]
+    assert read(fs, fs.lookup(ROOT_INO, b"f%d" % (FILES - 1)).ino) == changed
+    assert read(fs, fs.lookup(ROOT_INO, b"f0").ino) == content(0)
+    store.away = False
+    assert not fs.sync_all()
+    fs.close()
+    assert [n for n in range(FILES - 1) if bytes(store.get(f"f{n}")[1]) != content(n)] == []
+    assert bytes(store.get(f"f{FILES - 1}")[1]) == changed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unlinked_open_file_keeps_what_was_in_the_journal(tmp_path: Path) -> None:
+    fs = open_fs(Away(), tmp_path)
+    handle, node = fs.create(ROOT_INO, b"file", 0o644, os.O_RDWR | os.O_CREAT, ME)
+    fs.write(handle, 0, b"data")
+    fs.flush(handle)
+    draft = node.draft
+    assert draft is not None
+    draft.shelve()
+    assert fs.core.dirty.used == 0
+    fs.unlink(ROOT_INO, b"file")
+    assert bytes(fs.read(handle, 0, 10)) == b"data"
+    fs.release(handle)
+    fs.close()
+
+
+def test_no_more_files_wait_than_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writeback, "FILES", 3)
+    fs = open_fs(Away(), tmp_path)
+    for number in range(3):
+        create(fs, number)
+    with pytest.raises(AccessDeniedError):
+        create(fs, 3)
+    handle = fs.open(fs.lookup(ROOT_INO, b"f0").ino, os.O_RDWR)
+    fs.write(handle, 0, b"one that waits already")
+    fs.flush(handle)
+    fs.release(handle)
+    fs.close()
+
+
+def test_the_later_record_counts_though_the_clock_was_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(str(tmp_path))
+    journal.put(Record(id="old", key="file", size=3, at=time.time()), b"old")
+    journal.close()
+    journal = Journal(str(tmp_path))
+    journal.put(Record(id="new", key="temporary", size=3, at=time.time() - 86400), b"new")
+    renamed = Record(id="new", key="file", size=3, at=time.time() - 86400)
+    journal.put(renamed, keep_body=True)
+    assert [(record.id, record.key) for record in journal.records()] == [("old", "file"), ("new", "file")]
+    journal.close()
