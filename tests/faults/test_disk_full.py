@@ -78,6 +78,7 @@ def test_a_long_file_that_cannot_be_sent_ends_in_enospc(user: User, proxy: Fault
     piece = os.urandom(MiB)
     written, refused = write_until_refused(path / "long", piece, 80)
     assert refused == errno.ENOSPC and 16 <= written < 80
+    assert (path / "long").stat().st_size == written * MiB, "what was refused is not in the file"
     assert (path / "before").read_bytes() == before
     (path / "after").write_bytes(b"small files still go")
     assert stored(user, "after") == b"small files still go"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -163,6 +165,65 @@ def test_back_what_close_acknowledged_is_readable_at_once_after_a_crash_and_then
     user.ok("unmount", str(path))
     for name, data in files.items():
         assert stored(user, name) == data
+
+
+def test_back_unlink_and_rename_over_do_not_wait_for_an_upload(user: User, proxy: FaultProxy) -> None:
+    path = Path(user.mount("--write-mode", "back", "--part-size", "5M"))
+    proxy.add("delay:verb=UploadPart,seconds=1")
+    for name in ("unlinked", "replaced"):
+        before = proxy.counts["UploadPart"]
+        (path / name).write_bytes(bytes(40 * MiB))
+        wait_until(lambda before=before: proxy.counts["UploadPart"] > before)  # type: ignore[misc]
+        if name == "unlinked":
+            (path / name).unlink()
+        else:
+            (path / "new").write_bytes(b"new")
+            os.rename(path / "new", path / name)
+    assert proxy.counts["CompleteMultipartUpload"] == 0
+    proxy.clear()
+    user.ok("unmount", str(path))
+    assert stored(user, "replaced") == b"new"
+    assert [key for key in user.objects() if not key.startswith(".")] == ["replaced"]
+    assert proxy.counts["CompleteMultipartUpload"] == 0
+    assert user.ok("recover") == "Nothing is left unsent.\n"
+
+
+def test_unmount_shows_how_far_it_is(user: User, proxy: FaultProxy) -> None:
+    path = Path(user.mount("--write-mode", "back", "--part-size", "5M"))
+    proxy.add("delay:verb=UploadPart,seconds=0.5")
+    (path / "file").write_bytes(os.urandom(60 * MiB))
+    seen, terminal = os.openpty()
+    with user.start("unmount", str(path), stderr=terminal, stdout=subprocess.DEVNULL) as unmount:
+        os.close(terminal)
+        shown = b""
+        with suppress(OSError):  # EIO: the other end is closed
+            while piece := os.read(seen, 4096):
+                shown += piece
+    os.close(seen)
+    assert unmount.returncode == 0
+    assert b"uploading 1 files" in shown and "\u2501".encode() in shown
+    assert len(stored(user, "file")) == 60 * MiB
+
+
+def test_sigterm_in_the_middle_of_a_long_write_ends_in_time_and_keeps_what_was_written(user: User, proxy: FaultProxy) -> None:
+    path = Path(user.mount("--part-size", "5M", "--stop-timeout", "1"))
+    proxy.add("delay:verb=UploadPart,seconds=1")
+    handle = os.open(path / "file", os.O_WRONLY | os.O_CREAT)
+    data = os.urandom(40 * MiB)
+    for start in range(0, len(data), MiB):
+        os.write(handle, data[start : start + MiB])
+    (mount,) = processes(str(path))
+    os.kill(mount, signal.SIGTERM)
+    wait_until(lambda: not processes(str(path)))
+    with pytest.raises(OSError):
+        os.close(handle)
+    proxy.clear()
+    store = user.bucket.store()
+    assert store.list_uploads("") == []
+    store.close()
+    assert "file" not in user.objects() and "file" in user.ok("recover")
+    user.ok("recover", user.bucket.name, "--upload")
+    assert stored(user, "file") == data
 
 
 def test_back_unmount_in_an_outage_ends_in_time_and_keeps_all(user: User, proxy: FaultProxy) -> None:

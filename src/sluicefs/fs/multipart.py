@@ -41,6 +41,7 @@ class Stream:
     done: dict[int, str] = field(default_factory=dict)
     pending: dict[int, Future[str]] = field(default_factory=dict)
     next: int = 0  # parts below it have been sent once
+    given_up: bool = False  # parts that are queued need not be sent any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,8 @@ class Multipart:
     def _send_chunk(self, draft: Draft, stream: Stream, index: int, body: memoryview) -> str:
         """Send a chunk as it lies in memory, and put it into the staging file: it leaves memory when both are done."""
         with body:
-            draft.stage(body, index * stream.plan.part_size)
+            if not stream.given_up:
+                draft.stage(body, index * stream.plan.part_size)
             return self._upload(stream, index, body)
 
     def _send_part(self, draft: Draft, stream: Stream, index: int, body: memoryview) -> str:
@@ -101,6 +103,8 @@ class Multipart:
             return self._upload(stream, index, body)
 
     def _upload(self, stream: Stream, index: int, body: memoryview) -> str:
+        if stream.given_up:
+            raise CancelledError("the upload was given up")
         return self.core.store.upload_part(stream.key, stream.upload_id, index + 1, body)
 
     def reap(self, draft: Draft, stream: Stream, wait_for: int | None = None) -> None:
@@ -116,7 +120,7 @@ class Multipart:
                 stream.done[index] = future.result()
                 if stream.plan.chunks == 1:
                     draft.sent(index)
-            else:
+            elif not stream.given_up:
                 log.warning("part %d of %s: %s; it is sent again at close", index + 1, stream.key, error)
 
     def outgrown(self, draft: Draft, end: int) -> bool:
@@ -244,6 +248,7 @@ class Multipart:
         stream = self.streams.pop(draft, None)
         if stream is None:
             return
+        stream.given_up = True
         self._wait(draft, stream)
         try:
             self.core.store.abort_upload(stream.key, stream.upload_id)
