@@ -93,7 +93,7 @@ def _sqlite(scene: Scene) -> Outcome:
 
 
 WORKLOADS = (
-    Workload("git", "git clone onto the mount", "s", _git, timeout=180),
-    Workload("pip", "pip install into the mount", "s", _pip, timeout=180),
-    Workload("sqlite", "SQLite, 10 transactions", "s", _sqlite, timeout=180),
+    Workload("git", "git clone onto the mount", "s", _git, timeout=180, setup=20, each=20, wanted=1),
+    Workload("pip", "pip install into the mount", "s", _pip, timeout=180, setup=18, each=18, wanted=1),
+    Workload("sqlite", "SQLite, 10 transactions", "s", _sqlite, timeout=180, setup=12, each=12, wanted=1),
 )
