@@ -224,7 +224,7 @@ def _locator(count: int) -> Any:
     return MaxNLocator(count)
 
 
-def _folded(text: str, width: int = 46) -> str:
+def _folded(text: str, width: int = 40) -> str:
     import textwrap
 
     return "\n".join(textwrap.wrap(text, width))

@@ -20,13 +20,14 @@ BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 TABLE = "results.md"
 NONE = "–"
 _FORMATS = {"bytes up": lambda value: f"{value / 2**20:.1f} MiB", "requests": "{:.0f}".format, "GetObject": "{:.0f}".format}
-_METHOD = """Ceiling: the same bytes by bare requests from one Python process with the same transport, without a mount. Floor: a llfuse file
-system that answers from one buffer. Cold: a fresh mount, an empty cache folder, the machine's caches emptied before the round.
-0 ms is loopback; at 30 ms HAProxy holds back every request for that long. Requests are counted at HAProxy, in a round of its own
-before the timed ones, which do not pass it; rows with a delay do in any case, so those count in their first round, and hash what
-it reads. The first byte of a name not known takes a lookup (a listing) and a GET; its ceiling is one GET of 128 KiB on an open
-connection. JuiceFS stores chunks and keeps names in SQLite on this machine, so it is a yardstick and no peer. "cannot", "fails",
-"wrong" stand for whoever did not get through; why is said at the end."""
+_METHOD = """\
+Ceiling: the same bytes by bare requests from one Python process with the same transport, without a mount. Floor: a llfuse
+file system that answers from one buffer. Cold: a fresh mount, an empty cache folder, the machine's caches emptied before
+the round. 0 ms is loopback; at 30 ms HAProxy holds back every request for that long. Requests are counted at HAProxy, in a
+round of its own before the timed ones, which do not pass it; rows with a delay do in any case, so those count in their
+first round, and hash what it reads. The first byte of a name not known takes a lookup (a listing) and a GET; its ceiling is
+one GET of 128 KiB on an open connection. JuiceFS stores chunks and keeps names in SQLite on this machine, so it is a
+yardstick and no peer. "cannot", "fails", "wrong" stand for whoever did not get through; why is said at the end."""
 _Rows = list[list[str]]
 
 

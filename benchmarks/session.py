@@ -27,6 +27,7 @@ from benchmarks.plan import Plan, first_round, is_verified, takers, turn
 from benchmarks.processes import CommandError, Meter, Usage, drop_caches, module_command, run_command
 from benchmarks.proxy import Proxy
 from benchmarks.results import REFERENCES, Run, Session
+from benchmarks.stage import Stage
 from benchmarks.workload import REGION, Outcome, Scene, Sizes, Workload
 from sluicefs.devserver import DevServer
 from sluicefs.store.s3 import S3Store
@@ -110,6 +111,7 @@ class Bench:
             begin = time.monotonic()
             self._folder = Path(stack.enter_context(_work_folder(self._options.folder)))
             stack.enter_context(_fusermount3(self._folder))
+            self._stage = stack.enter_context(Stage())
             self._server = stack.enter_context(DevServer("seaweedfs", in_memory=True))
             self._proxy = stack.enter_context(Proxy(self._server.endpoint, self._folder, _DELAY))
             seconds = self._options.minutes * 60 - (time.monotonic() - begin) if self._options.minutes else float("inf")
@@ -223,6 +225,7 @@ class Bench:
         """The ceiling again, with data of its own on MiniStack, which is started for the first such run."""
         file = File("second.bin", self._sizes.bytes(_SECOND_SIZE))
         if self._ministack is None:
+            begin = time.monotonic()
             self._ministack = self._stack.enter_context(DevServer("ministack"))
             self._ministack.create_bucket(SECOND)
             keys = (self._ministack.access_key, self._ministack.secret_key)
@@ -231,6 +234,7 @@ class Bench:
                 upload(store, [file])
             finally:
                 store.close()
+            self._setting_up += time.monotonic() - begin
         where = self._ministack.endpoint
         scene = Scene("", SECOND, where, where, [(file.key, file.size)], limit=self._options.limit)
         self._fill(run, workload, self._act(workload, "bare", scene, self._ministack))
@@ -286,10 +290,8 @@ class Bench:
     def _act(self, workload: Workload, part: str, scene: Scene, server: DevServer | None = None) -> Outcome:
         server = server or self._server
         keys = {"AWS_ACCESS_KEY_ID": server.access_key, "AWS_SECRET_ACCESS_KEY": server.secret_key}
-        given = json.dumps({"workload": workload.name, "part": part, "scene": scene.as_json()}).encode()
-        environment = dict(os.environ) | keys | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
-        answer = run_command(module_command("actor"), timeout=workload.timeout, env=environment, stdin=given, name=part)
-        return Outcome(**json.loads(answer))
+        given = {"workload": workload.name, "part": part, "scene": scene.as_json(), "environment": keys}
+        return Outcome(**self._stage.run(given, workload.timeout))
 
     # --- places and buckets
 

@@ -14,6 +14,7 @@ from benchmarks.workload import Outcome, Scene, Sizes, Stopwatch, Target, Worklo
 
 _PIECE = MiB  # bytes asked for in one read()
 _RANGE = 8 * MiB  # bytes of one bare GET
+_MEMORY = 512 * 1.048576 + 100  # MB: what sluicefs may take for data, and 100
 _BIN = 0.05  # seconds between two points of the curve
 
 
@@ -175,6 +176,7 @@ WORKLOADS = (
             Target("x rclone", ">=", 2.5),
             Target("x s3fs", ">=", 2),
             Target("CPU s/GB", "<=", 0.7),
+            Target("peak RSS MB", "<=", _MEMORY),
             Target("x ceiling", ">=", 0.8, delay=30),
         ),
     ),
@@ -192,6 +194,7 @@ WORKLOADS = (
         targets=(
             Target("x ceiling", ">=", 0.85),
             Target("slowest reader's share", ">=", 0.5),
+            Target("peak RSS MB", "<=", _MEMORY),
             Target("x ceiling", ">=", 0.8, delay=30),
         ),
     ),
