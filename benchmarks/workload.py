@@ -88,7 +88,7 @@ class Scene:
 
     @property
     def connections(self) -> int:
-        """How many the ceiling uses for large files: as many as sluicefs opens behind a delay; without, more would be slower."""
+        """How many the ceiling uses for large files: behind a delay as many as sluicefs opens; on loopback more are slower."""
         return 10 if self.delay else 4
 
     def open(self, endpoint: str = "") -> S3Store:
