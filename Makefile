@@ -73,6 +73,7 @@ soak: $(STAMPS)/engine $(STAMPS)/programs
 crash: $(STAMPS)/engine $(STAMPS)/programs
 	$(PYTEST) tests -m soak --timeout=0 $(ARGS)
 
+# WORKLOAD, CONTESTANTS: some of them, by name. ROUNDS=5: all of that many, full sizes, no limit of time. MINUTES: another limit.
 bench: $(STAMPS)/bench $(STAMPS)/programs
 	$(BIN)/python -m benchmarks run $(ARGS)
 

@@ -34,10 +34,15 @@ def main() -> None:
 @main.command()
 @click.option("--quick", is_flag=True, help="Fewer workloads, rounds and peers, small data: under 3 minutes.")
 @click.option("--workload", envvar="WORKLOAD", help=f"Some of: {', '.join(WORKLOADS)}.")
-@click.option("--rounds", envvar="ROUNDS", type=click.IntRange(1), help="Timed rounds at most.  [5; quick 3]")
+@click.option("--rounds", envvar="ROUNDS", type=click.IntRange(1), help="Timed rounds.  [5 at most; quick 3]")
 @click.option("--contestants", envvar="CONTESTANTS", help="Some of those in contestants.toml.")
 @click.option("--contestants-file", type=click.Path(path_type=Path, exists=True), multiple=True, help="More of them.")
-@click.option("--minutes", type=click.FloatRange(0), help="Time for all; rounds are cut short, 0: never.  [14; quick 2.5]")
+@click.option(
+    "--minutes",
+    envvar="MINUTES",
+    type=click.FloatRange(0),
+    help="Time for all; rounds are cut short, 0: never.  [14; quick 2.5; 0 with --rounds]",
+)
 @click.option("--scale", type=click.FloatRange(0, min_open=True), help="Size of the data; 1: as the targets.  [1; quick 0.125]")
 @click.option("--output", type=click.Path(path_type=Path), help="Folder of the results.")
 @click.option("--readme", is_flag=True, help="Put the table and a plot into README.md, between its bench marks.")
@@ -62,13 +67,16 @@ def run(
     usual = [name for name, one in WORKLOADS.items() if one.quick or not quick]
     names = _chosen("workload", workload, list(WORKLOADS)) or usual
     field = _chosen("contestant", contestants, list(known)) or [name for name in known if not quick or name in _QUICK_FIELD]
+    if minutes is None:
+        minutes = 2.5 if quick else 0.0 if rounds else 14.0
     options = Options(
         [WORKLOADS[name] for name in names],
         [known[name] for name in field],
         rounds=rounds or (3 if quick else 5),
-        minutes=(2.5 if quick else 14.0) if minutes is None else minutes,
+        minutes=minutes,
         scale=scale or (_QUICK_SCALE if quick else 1.0),
-        limit=3.0 if quick else 20.0,
+        brief=bool(minutes) and not quick,
+        limit=3.0 if quick else 6.0 if minutes else 20.0,
         thorough=not quick,
     )
     target = output or (QUICK if quick else LATEST)

@@ -53,6 +53,8 @@ class Contestant:
     files: Mapping[str, str] = field(default_factory=dict)
     extra: Mapping[str, Sequence[str]] = field(default_factory=dict)
     plain: bool = True
+    only: Sequence[str] = ()
+    known: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_installed(self) -> bool:

@@ -17,6 +17,7 @@ OVERVIEW, BARS, CURVE, REQUESTS = "overview.svg", "bars.svg", "throughput.svg", 
 _WIDTH = 8.3 * 100 / 72  # inches; SVG counts 72 points to one
 _PALETTE = ("#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#F0E442")  # Okabe and Ito
 _GREYS = {"ceiling": "#555555", "ceiling-ministack": "#808080", "floor": "#AAAAAA"}
+_LABELS = {"ceiling": "ceiling (no mount)", "ceiling-ministack": "same, MiniStack", "floor": "floor (no store)"}
 _MARKERS = "osD^vPX"
 _OVERVIEW = [("read-one", 0), ("read-one", 30), ("write-one", 0), ("small-read", 0), ("small-read", 30), ("small-create", 0)]
 _OVERVIEW += [("random-16", 0), ("ls-l", 0)]
@@ -75,7 +76,8 @@ def _bars(session: Session, rows: list[tuple[str, int]]) -> Any:
 
 
 def _measured(session: Session, row: tuple[str, int]) -> list[str]:
-    return [name for name in session.contestants() if session.values(*row, name)]
+    """Who has a bar, or a word in place of one."""
+    return [name for name in session.contestants() if session.values(*row, name) or session.failure(row[0], name)]
 
 
 def _bar_chart(session: Session, axis: Any, row: tuple[str, int]) -> None:
@@ -85,29 +87,42 @@ def _bar_chart(session: Session, axis: Any, row: tuple[str, int]) -> None:
     most = 0.0
     for place, name in enumerate(names):
         values = list(session.values(workload, delay, name).values())
+        if not values:
+            axis.annotate(
+                session.failure(workload, name).partition(" ")[0].rstrip(":"),
+                (0, place),
+                xytext=(5, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=11,
+                style="italic",
+            )
+            continue
         middle = statistics.median(values)
         most = max(most, *values)
         whisker = [[middle - min(values)], [max(values) - middle]]
         hatch = "//" if name in _GREYS else None
         axis.barh(place, middle, height=0.72, color=_colour(session, name), hatch=hatch, edgecolor="white")
-        axis.errorbar(middle, place, xerr=whisker, color="black", capsize=3, linewidth=1.2)
+        if len(values) > 1:
+            axis.errorbar(middle, place, xerr=whisker, color="black", capsize=3, linewidth=1.2)
         axis.annotate(
             _short(middle), (max(values), place), xytext=(5, 0), textcoords="offset points", va="center", ha="left", fontsize=11
         )
-    axis.set_yticks(range(len(names)), names)
-    axis.invert_yaxis()
+    axis.set_yticks(range(len(names)), [_LABELS.get(name, name) for name in names])
+    axis.set_ylim(len(names) - 0.5, -0.5)
     axis.set_xlim(0, most * 1.22)
     axis.tick_params(axis="y", length=0)
     axis.xaxis.set_major_locator(_locator(5))
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
     axis.grid(axis="x", color="#e5e5e5")
     better = "more" if unit in HIGHER else "less"
-    title = session.titles[workload] + (f", {delay} ms" if delay else "")
-    axis.set_title(_folded(f"{title}"), loc="left", fontweight="bold")
+    title = session.titles[workload] + (f", {delay}\u00a0ms" if delay else "")
+    axis.set_title(_folded(title), loc="left", fontweight="bold")
     axis.set_xlabel(f"{unit} ({better} is better)", fontsize=10.5)
 
 
 def _curves(session: Session) -> Any:
-    """Throughput over time of one large cold read; the round nearest to the median."""
+    """Throughput over time of one large cold read; the round nearest to the median. The floor would flatten all others."""
     import matplotlib.pyplot as plt
 
     rows = list(dict.fromkeys((run.workload, run.delay) for run in session.runs if run.extra.get("curve")))
@@ -117,11 +132,11 @@ def _curves(session: Session) -> Any:
     for axis, (workload, delay) in zip(axes.flat, rows, strict=True):
         for name in session.contestants():
             curve = _typical_curve(session, workload, delay, name)
-            if curve and name != "ceiling-ministack":  # its file is a smaller one
+            if curve and name not in ("ceiling-ministack", "floor"):  # the former's file is a smaller one
                 times, rates = _binned(curve)
                 style = {"linestyle": "--"} if name in _GREYS else {}
                 width = 2.6 if name == session.subject else 1.6
-                axis.plot(times, rates, color=_colour(session, name), label=name, linewidth=width, **style)
+                axis.plot(times, rates, color=_colour(session, name), label=_LABELS.get(name, name), linewidth=width, **style)
         axis.set_title(session.titles[workload] + f", {delay} ms", loc="left", fontweight="bold")
         axis.set_ylabel("MB/s")
         axis.set_ylim(bottom=0)
@@ -168,7 +183,8 @@ def _requests(session: Session) -> Any:
     import matplotlib.pyplot as plt
 
     names = [name for name in session.contestants() if name not in _GREYS]
-    rows = [row for row in session.rows() if row[1] == 0 and any(session.counted(*row, name) for name in names)]
+    counted = [row for row in session.rows() if any(session.counted(*row, name) for name in names)]
+    rows = list({row[0]: row for row in reversed(counted)}.values())[::-1]  # the smallest delay that was counted
     if not rows:
         return None
     figure, axis = plt.subplots(figsize=(_WIDTH, 1.4 + 0.5 * len(rows)), layout="constrained")
@@ -208,7 +224,7 @@ def _locator(count: int) -> Any:
     return MaxNLocator(count)
 
 
-def _folded(text: str, width: int = 46) -> str:
+def _folded(text: str, width: int = 40) -> str:
     import textwrap
 
     return "\n".join(textwrap.wrap(text, width))

@@ -34,25 +34,23 @@ def run_command(
     timeout: float,
     env: Mapping[str, str] | None = None,
     cwd: str | os.PathLike[str] | None = None,
-    stdin: bytes = b"",
     name: str = "",
 ) -> bytes:
     """Standard output of a command. Raises CommandError: not to be run, other status than 0, or over `timeout` seconds.
 
     Files take the output, not pipes: a daemon keeps its standard output open, and a pipe would be waited for.
     """
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, tempfile.TemporaryFile() as given:
-        given.write(stdin)
-        given.seek(0)
+    nothing = subprocess.DEVNULL
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         name = name or os.path.basename(command[0])
         try:
-            process = subprocess.Popen(command, stdin=given, stdout=out, stderr=err, env=env, cwd=cwd, start_new_session=True)
+            process = subprocess.Popen(command, stdin=nothing, stdout=out, stderr=err, env=env, cwd=cwd, start_new_session=True)
         except OSError as error:
             raise CommandError(f"{name}: {error.strerror}") from None
         try:
             status = process.wait(timeout)
         except subprocess.TimeoutExpired:
-            raise CommandError(f"{name}: no end after {timeout:.0f} s{_last_words(err)}") from None
+            raise CommandError(f"{name}: no end after {timeout:.0f} s{last_words(err)}") from None
         finally:
             if process.poll() is None:
                 with contextlib.suppress(ProcessLookupError):
@@ -60,7 +58,7 @@ def run_command(
                 _reap(process)
         if status:
             why = f"signal {-status}" if status < 0 else f"status {status}"
-            raise CommandError(f"{name}: {why}{_last_words(err) or _last_words(out)}")
+            raise CommandError(f"{name}: {why}{last_words(err) or last_words(out)}")
         out.seek(0)
         return out.read()
 
@@ -73,7 +71,8 @@ def _reap(process: subprocess.Popen[bytes]) -> None:
         threading.Thread(target=process.wait, name="reaper", daemon=True).start()
 
 
-def _last_words(file: object) -> str:
+def last_words(file: object) -> str:
+    """The last two lines of an open file, after a colon; "" where it is empty."""
     file.seek(0)  # type: ignore[attr-defined]
     text: str = file.read()[-4000:].decode(errors="replace")  # type: ignore[attr-defined]
     lines = [line.strip() for line in text.splitlines() if line.strip()]

@@ -20,6 +20,14 @@ BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 TABLE = "results.md"
 NONE = "–"
 _FORMATS = {"bytes up": lambda value: f"{value / 2**20:.1f} MiB", "requests": "{:.0f}".format, "GetObject": "{:.0f}".format}
+_METHOD = """\
+Ceiling: the same bytes by bare requests from one Python process with the same transport, without a mount. Floor: a llfuse
+file system that answers from one buffer. Cold: a fresh mount, an empty cache folder, the machine's caches emptied before
+the round. 0 ms is loopback; at 30 ms HAProxy holds back every request for that long. Requests are counted at HAProxy, in a
+round of its own before the timed ones, which do not pass it; rows with a delay do in any case, so those count in their
+first round, and hash what it reads. The first byte of a name not known takes a lookup (a listing) and a GET; its ceiling is
+one GET of 128 KiB on an open connection. JuiceFS stores chunks and keeps names in SQLite on this machine, so it is a
+yardstick and no peer. "cannot", "fails", "wrong" stand for whoever did not get through; why is said at the end."""
 _Rows = list[list[str]]
 
 
@@ -65,6 +73,7 @@ def _document(session: Session) -> str:
     parts = [
         "# Benchmarks",
         f"Measured on {_machine(session)}",
+        _METHOD,
         f"## How many times as fast as … ({subject}, median of the rounds, each compared side by side)",
         _markdown(ratio_rows(session)),
         "## Targets",
@@ -92,8 +101,8 @@ def ratio_rows(session: Session) -> _Rows:
     for workload, delay in session.rows():
         values = session.values(workload, delay, session.subject)
         ours = _amount(statistics.median(values.values()), session.units[workload]) if values else NONE
-        ratios = (session.ratios(workload, delay, name) for name in others)
-        rows.append([_row_name(session, workload, delay), ours, *(_ratio(found) for found in ratios)])
+        cells = (_ratio(session.ratios(workload, delay, name)) or _word(session, workload, name) for name in others)
+        rows.append([_row_name(session, workload, delay), ours, *cells])
     return rows
 
 
@@ -113,10 +122,8 @@ def value_rows(session: Session) -> _Rows:
         unit, cells = session.units[workload], []
         for name in names:
             values = list(session.values(workload, delay, name).values())
-            if session.fault(workload, delay, name):
-                cells.append("fault")
-            elif not values:
-                cells.append(NONE)
+            if not values:
+                cells.append(session.failure(workload, name) or NONE)
             else:
                 middle = _amount(statistics.median(values), unit)
                 spread = f" ({_number(min(values))} to {_number(max(values))})" if len(values) > 1 else ""
@@ -192,11 +199,16 @@ def _figure(name: str, value: float | None) -> str:
 
 
 def _ratio(ratios: list[float]) -> str:
-    """Median, with least and most where there are several."""
+    """Median, with least and most where there are several; "" for none."""
     if not ratios:
-        return NONE
+        return ""
     middle = _number(statistics.median(ratios))
     return middle if len(ratios) < 2 else f"{middle} ({_number(min(ratios))}–{_number(max(ratios))})"
+
+
+def _word(session: Session, workload: str, name: str) -> str:
+    """The first word of why there is no ratio: cannot, fails, hangs, dies, wrong."""
+    return session.failure(workload, name).partition(" ")[0].rstrip(":") or NONE
 
 
 def _amount(value: float, unit: str) -> str:

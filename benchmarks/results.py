@@ -6,6 +6,7 @@ A run is one contestant once through one workload. Ratios are taken within a rou
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -15,6 +16,7 @@ from typing import Any
 from benchmarks.workload import HIGHER, Target
 
 FILE = "results.json"
+WRONG = "wrong answer"
 REFERENCES = ("ceiling", "ceiling-ministack", "floor")
 
 
@@ -22,7 +24,7 @@ REFERENCES = ("ceiling", "ceiling-ministack", "floor")
 class Run:
     """One contestant, one round. Round 0 counts and verifies and is not timed. `fault`: why it has no value.
 
-    `took`: seconds with mount and all.
+    `took`: seconds with mount and all, but without the time its data took to store.
     """
 
     workload: str
@@ -47,7 +49,10 @@ class Run:
 
 @dataclass
 class Session:
-    """All runs of one `benchmarks run`. `units`, `titles` and `targets` are by workload; `left_out` says why, by contestant."""
+    """All runs of one `benchmarks run`. `units`, `titles` and `targets` are by workload; `left_out` says why, by contestant.
+
+    `known`: what a failure means in words, by contestant and workload.
+    """
 
     machine: dict[str, str]
     options: dict[str, Any]
@@ -57,6 +62,7 @@ class Session:
     units: dict[str, str] = field(default_factory=dict)
     titles: dict[str, str] = field(default_factory=dict)
     targets: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    known: dict[str, dict[str, str]] = field(default_factory=dict)
     runs: list[Run] = field(default_factory=list)
     finished: bool = False
     seconds: float = 0.0
@@ -77,8 +83,9 @@ class Session:
     # --- questions
 
     def rows(self) -> list[tuple[str, int]]:
-        """(workload, delay) in the order measured."""
-        return list(dict.fromkeys((run.workload, run.delay) for run in self.runs))
+        """(workload, delay): workloads in the order measured, the smallest delay of each first."""
+        names = list(dict.fromkeys(run.workload for run in self.runs))
+        return sorted({(run.workload, run.delay) for run in self.runs}, key=lambda row: (names.index(row[0]), row[1]))
 
     def contestants(self) -> list[str]:
         """The subject first, the references last."""
@@ -92,9 +99,24 @@ class Session:
         """Why it has no place in this row, "" where it has one. One fault disqualifies, whatever came before."""
         return next((run.fault for run in self.of(workload, delay, contestant) if run.fault), "")
 
+    def failure(self, workload: str, contestant: str) -> str:
+        """In a word or two, what disqualified it at any delay; "" for nothing."""
+        of = [run for run in self.runs if (run.workload, run.contestant) == (workload, contestant)]
+        fault = next((run.fault for run in of if run.fault), "")
+        if not fault or fault.startswith("wrong: "):
+            return fault and WRONG
+        if workload in self.known.get(contestant, {}):
+            return self.known[contestant][workload]
+        if "no end after" in fault:
+            return "hangs"
+        if "its process has ended" in fault or "not connected" in fault:
+            return "dies"
+        found = re.search(r"\[Errno \d+\] ([A-Z][\w /]+)", fault)
+        return f"fails: {found[1]}" if found else "fails"
+
     def values(self, workload: str, delay: int, contestant: str) -> dict[int, float]:
         """Value by round, of timed rounds; empty when disqualified."""
-        if self.fault(workload, delay, contestant):
+        if self.fault(workload, delay, contestant) or self.failure(workload, contestant) == WRONG:
             return {}
         runs = self.of(workload, delay, contestant)
         return {run.round: run.value for run in runs if run.round > 0 and run.value is not None}

@@ -1,8 +1,9 @@
 """One run of the benchmarks from start to end: servers, data, rounds, clearing up.
 
 Contestants take turns (A B C, A B C, …). A round 0 through the counting door verifies what is read and stored; the rounds
-after it are timed. Whoever is wrong, dies or hangs is reported and left out of that workload, and the run goes on. Whatever
-happens, no mount, server, process or file in memory is left behind.
+after it are timed, without that door. Rows with a delay go through the door in any case, so their first round counts, verifies
+and is timed. Whoever is wrong, dies or hangs is reported and left out of that workload, and the run goes on. Whatever happens,
+no mount, server, process or file in memory is left behind.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ from typing import Any
 from benchmarks import machine
 from benchmarks.contestants import Contestant, Fault, Mount, Place, search_path
 from benchmarks.data import Dataset, File, MiB, upload
+from benchmarks.plan import Plan, first_round, is_verified, takers, turn
 from benchmarks.processes import CommandError, Meter, Usage, drop_caches, module_command, run_command
 from benchmarks.proxy import Proxy
 from benchmarks.results import REFERENCES, Run, Session
+from benchmarks.stage import Stage
 from benchmarks.workload import REGION, Outcome, Scene, Sizes, Workload
 from sluicefs.devserver import DevServer
 from sluicefs.store.s3 import S3Store
@@ -38,9 +41,10 @@ _DELAY = 30
 class Options:
     """What was asked for. `minutes`: after which rounds are cut short, 0 for never; everyone gets one round at least.
 
-    `limit`: seconds after which a long series of small files may stop. `references`: ceiling and floor too. `thorough`: the
-    machine's caches are emptied before every round, and a second server is asked. Every run has a fresh mount with an empty
-    cache folder anyway, and the server's data is in memory: what a drop makes cold are programs, of the first in a round, ours.
+    `brief`: files whose size says nothing are smaller. `limit`: seconds after which a series of small files or reads may stop.
+    `references`: ceiling and floor too. `thorough`: the machine's caches are emptied before every round, and a second server is
+    asked. Every run has a fresh mount with an empty cache folder anyway, and the server's data is in memory: what a drop makes
+    cold are programs, of the first in a round, so that each round begins with another one.
     """
 
     workloads: list[Workload]
@@ -48,6 +52,7 @@ class Options:
     rounds: int = 5
     minutes: float = 14.0
     scale: float = 1.0
+    brief: bool = False
     limit: float = 20.0
     references: bool = True
     thorough: bool = True
@@ -80,18 +85,19 @@ class Bench:
         self._options = options
         self._output = output
         self._reporter = reporter or Reporter()
-        self._sizes = Sizes(options.scale)
+        self._sizes = Sizes(options.scale, options.brief)
         self._serial = 0
         self._buckets: dict[str, _Bucket] = {}
-        self._begin = 0.0
+        self._setting_up = 0.0  # seconds spent on data, which nobody is charged for
         self._ministack: DevServer | None = None
         left_out = {one.name: f"{one.program} is not installed" for one in options.contestants if not one.is_installed}
         self._contestants = [one for one in options.contestants if one.name not in left_out]
         self.session = Session(
             machine.describe(),
-            {"rounds": options.rounds, "minutes": options.minutes, "scale": options.scale, "limit": options.limit},
+            {name: getattr(options, name) for name in ("rounds", "minutes", "scale", "brief", "limit")},
             plain={one.name: one.plain for one in self._contestants},
             left_out=left_out,
+            known={one.name: dict(one.known) for one in options.contestants if one.known},
             units={one.name: one.unit for one in options.workloads},
             titles={one.name: self._title(one) for one in options.workloads},
             targets={one.name: [asdict(target) for target in one.targets] for one in options.workloads},
@@ -102,67 +108,64 @@ class Bench:
         with contextlib.ExitStack() as stack:
             self._stack = stack
             stack.enter_context(_sigterm_raises())
-            self._begin = time.monotonic()
+            begin = time.monotonic()
             self._folder = Path(stack.enter_context(_work_folder(self._options.folder)))
             stack.enter_context(_fusermount3(self._folder))
+            self._stage = stack.enter_context(Stage())
             self._server = stack.enter_context(DevServer("seaweedfs", in_memory=True))
             self._proxy = stack.enter_context(Proxy(self._server.endpoint, self._folder, _DELAY))
-            self._reporter.start(sum(len(one.delays) for one in self._options.workloads))
+            seconds = self._options.minutes * 60 - (time.monotonic() - begin) if self._options.minutes else float("inf")
+            plan = Plan(self._options.workloads, seconds, self._options.rounds)
+            self._reporter.start(len(plan.rows))
             try:
-                remaining = sum(_weight(one, delay) for one in self._options.workloads for delay in one.delays)
-                for index, workload in enumerate(self._options.workloads):
-                    for delay in workload.delays:
-                        self._row(workload, delay, self._share(_weight(workload, delay) / remaining))
-                        remaining -= _weight(workload, delay)
-                        self.session.save(self._output)
-                    self._forget(self._options.workloads[index + 1 :])
+                for index, (workload, delay) in enumerate(plan.rows):
+                    self._row(workload, delay, plan.share(index), index)
+                    self.session.seconds = time.monotonic() - begin
+                    self.session.save(self._output)
+                    self._forget([coming for coming, _ in plan.rows[index + 1 :]])
                 self.session.finished = True
             finally:
-                self.session.seconds = time.monotonic() - self._begin
+                self.session.seconds = time.monotonic() - begin
                 self.session.save(self._output)
         return self.session
 
     def _title(self, workload: Workload) -> str:
-        dataset = workload.data(self._sizes) if workload.data is not None else Dataset("", ())
+        made = workload.data or workload.makes
+        dataset = made(self._sizes) if made is not None else Dataset("", ())
         size = dataset.size / 2**30
-        words = f"{size:g} GiB" if size >= 1 else f"{dataset.size / 2**20:.0f} MiB"
+        words = f"{size:.3g} GiB" if size >= 1 else f"{dataset.size / 2**20:.0f} MiB"
         return workload.title.format(files=f"{len(dataset.files):,}", size=words)
 
-    # --- time
+    # --- rounds
 
-    def _share(self, part: float) -> float:
-        """Seconds for the next row, out of what is left."""
-        if not self._options.minutes:
-            return float("inf")
-        return max(0.0, self._options.minutes * 60 - (time.monotonic() - self._begin)) * part
-
-    def _row(self, workload: Workload, delay: int, share: float) -> None:
-        """Round 0, then rounds until they are enough or the share is used up. Who is slow sits out first."""
+    def _row(self, workload: Workload, delay: int, share: float, index: int) -> None:
+        """Round 0 where there is one, and round 1; then rounds until they are enough or `share` seconds are used up."""
         begin = time.monotonic()
         field_ = self._field(workload, delay)
-        taken = dict.fromkeys(field_, 0.0)
-        last = dict.fromkeys(field_, 0.0)
-        for number in range(0 if delay == min(workload.delays) else 1, self._options.rounds + 1):
+        firm = {self.session.subject, *REFERENCES}
+        took: dict[str, float] = {}
+        for number in range(first_round(workload, delay), self._options.rounds + 1):
+            part = set(field_) if number < 2 else takers(took, firm, share - (time.monotonic() - begin))
+            if not part:
+                break
             if self._options.thorough and workload.cold:
                 drop_caches()
-            for name in field_:
-                spent = time.monotonic() - begin
-                if number > 1 and (taken[name] + last[name] > share / len(field_) and spent + last[name] > share):
-                    continue
-                out = any(self.session.fault(workload.name, one, name) for one in {min(workload.delays), delay})
-                if out or (number == 0 and name in REFERENCES):
+            for name in turn(field_, index, number):
+                out = any(self.session.fault(workload.name, one, name) for one in workload.delays)
+                if out:
+                    took.pop(name, None)
+                if out or name not in part or (number == 0 and name in REFERENCES):
                     continue
                 self._reporter.step(f"{workload.title}, {delay} ms, round {number}: {name}")
-                start = time.monotonic()
+                start, before = time.monotonic(), self._setting_up
                 run = self._run(workload, delay, number, name)
-                last[name] = time.monotonic() - start
-                taken[name] += last[name]
-                run.took = last[name]
+                run.took = took[name] = time.monotonic() - start - (self._setting_up - before)
                 self.session.runs.append(run)
                 self._reporter.ended(run)
 
     def _field(self, workload: Workload, delay: int) -> list[str]:
-        names = [one.name for one in self._contestants if workload.extra in ("", *one.extra) or not workload.extra_needed]
+        fit = [one for one in self._contestants if workload.extra in ("", *one.extra) or not workload.extra_needed]
+        names = [one.name for one in fit if not one.only or workload.name in one.only]
         if self._options.references:  # the floor asks no server, so a delay says nothing of it
             names += [CEILING] * (workload.bare is not None)
             if not delay:
@@ -205,10 +208,11 @@ class Bench:
             direct=self._server.endpoint,
             files=[(file.key, file.size) for file in dataset.files] if dataset else [],
             scale=self._options.scale,
+            brief=self._options.brief,
             serial=self._serial,
             delay=run.delay,
             limit=self._options.limit,
-            verify=run.round == 0,
+            verify=is_verified(run.delay, run.round),
             plain=self.session.plain.get(run.contestant, True),
         )
 
@@ -221,6 +225,7 @@ class Bench:
         """The ceiling again, with data of its own on MiniStack, which is started for the first such run."""
         file = File("second.bin", self._sizes.bytes(_SECOND_SIZE))
         if self._ministack is None:
+            begin = time.monotonic()
             self._ministack = self._stack.enter_context(DevServer("ministack"))
             self._ministack.create_bucket(SECOND)
             keys = (self._ministack.access_key, self._ministack.secret_key)
@@ -229,6 +234,7 @@ class Bench:
                 upload(store, [file])
             finally:
                 store.close()
+            self._setting_up += time.monotonic() - begin
         where = self._ministack.endpoint
         scene = Scene("", SECOND, where, where, [(file.key, file.size)], limit=self._options.limit)
         self._fill(run, workload, self._act(workload, "bare", scene, self._ministack))
@@ -284,10 +290,8 @@ class Bench:
     def _act(self, workload: Workload, part: str, scene: Scene, server: DevServer | None = None) -> Outcome:
         server = server or self._server
         keys = {"AWS_ACCESS_KEY_ID": server.access_key, "AWS_SECRET_ACCESS_KEY": server.secret_key}
-        given = json.dumps({"workload": workload.name, "part": part, "scene": scene.as_json()}).encode()
-        environment = dict(os.environ) | keys | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
-        answer = run_command(module_command("actor"), timeout=workload.timeout, env=environment, stdin=given, name=part)
-        return Outcome(**json.loads(answer))
+        given = {"workload": workload.name, "part": part, "scene": scene.as_json(), "environment": keys}
+        return Outcome(**self._stage.run(given, workload.timeout))
 
     # --- places and buckets
 
@@ -316,6 +320,7 @@ class Bench:
         except CommandError as error:
             raise Fault(f"preparation failed: {error}") from None
         if first and not contestant.plain and bucket.dataset is not None:
+            begin = time.monotonic()
             direct = replace(place, endpoint=self._server.endpoint)
             writing = Mount(contestant, direct)
             try:
@@ -331,12 +336,14 @@ class Bench:
                 raise
             for leftover in place.cache.iterdir():
                 shutil.rmtree(leftover, ignore_errors=True)
+            self._setting_up += time.monotonic() - begin
 
     def _dataset(self, dataset: Dataset, contestant: str) -> _Bucket:
         """The bucket with this data; one of its own, and empty, for who will write it in its own form."""
         plain = self.session.plain.get(contestant, True)
         name = f"bench-{dataset.name}" if plain else f"bench-{dataset.name}-{contestant}"
         if name not in self._buckets:
+            begin = time.monotonic()
             self._new_bucket(name, dataset)
             if plain:
                 self._reporter.step(f"storing {len(dataset.files)} objects, {dataset.size / 1e6:.0f} MB")
@@ -345,6 +352,7 @@ class Bench:
                     upload(store, dataset.files)
                 finally:
                     store.close()
+            self._setting_up += time.monotonic() - begin
         return self._buckets[name]
 
     def _new_bucket(self, name: str, dataset: Dataset | None) -> _Bucket:
@@ -374,11 +382,6 @@ class Bench:
     def _store(self, bucket: str) -> S3Store:
         keys = (self._server.access_key, self._server.secret_key)
         return S3Store(bucket, endpoint=self._server.endpoint, region=REGION, credentials=keys, timeout=120)
-
-
-def _weight(workload: Workload, delay: int) -> float:
-    """The first row of a workload has its data to store, and a round 0."""
-    return workload.weight * (2.5 if delay == min(workload.delays) else 1)
 
 
 def _floor() -> Contestant:

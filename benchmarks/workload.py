@@ -21,12 +21,14 @@ HIGHER = {"MB/s", "files/s", "reads/s"}  # units in which more is better
 
 @dataclass(frozen=True)
 class Sizes:
-    """Scales what performance.md asks for; 1 is that."""
+    """Scales full sizes. `brief`: the time is limited, so a file that can be smaller without another answer is."""
 
     scale: float = 1.0
+    brief: bool = False
 
-    def bytes(self, full: int) -> int:
-        return max(MiB, int(full * self.scale) // MiB * MiB)
+    def bytes(self, full: int, brief: int = 0) -> int:
+        """`full`, or `brief` where that is given and the time is limited."""
+        return max(MiB, int((brief if brief and self.brief else full) * self.scale) // MiB * MiB)
 
     def count(self, full: int) -> int:
         return max(8, int(full * self.scale))
@@ -64,6 +66,7 @@ class Scene:
     direct: str
     files: list[tuple[str, int]]
     scale: float = 1.0
+    brief: bool = False
     serial: int = 0
     delay: int = 0
     limit: float = 20.0
@@ -81,12 +84,12 @@ class Scene:
 
     @property
     def sizes(self) -> Sizes:
-        return Sizes(self.scale)
+        return Sizes(self.scale, self.brief)
 
     @property
     def connections(self) -> int:
-        """How many the ceiling uses: more cost throughput on loopback, fewer cost it behind a delay."""
-        return 8 if self.delay else 4
+        """How many the ceiling uses for large files: behind a delay as many as sluicefs opens; on loopback more are slower."""
+        return 10 if self.delay else 4
 
     def open(self, endpoint: str = "") -> S3Store:
         """The bucket without a mount, by `endpoint` (the server itself where none is given); keys from the environment."""
@@ -115,12 +118,13 @@ class Target:
 
 @dataclass(frozen=True)
 class Workload:
-    """See the module. `title` may hold {files} and {size}, those of its data.
+    """See the module. `title` may hold {files} and {size}, those of its data, or of what it `makes`.
 
     `data`: None for an empty bucket of its own in every run; `changes`: it changes `data`. `prime` runs on an earlier mount
     with the same cache. `extra` names mount arguments; who has none is left out if `extra_needed`, else takes part as it is.
     `floor`: compared with the null file system; `second`: with bare GETs from another server, too. `cold`: caches are emptied
-    before each round. `weight`: its share of the time. `timeout`: seconds for one run.
+    before each round. `setup`, `each`: seconds that its data with a round 0, and one round of everybody, take on two cores;
+    `wanted`: rounds a row should have. They divide the time. `timeout`: seconds for one run.
     """
 
     name: str
@@ -129,6 +133,7 @@ class Workload:
     act: Callable[[Scene], Outcome]
     data: Callable[[Sizes], Dataset] | None = None
     bare: Callable[[Scene], Outcome] | None = None
+    makes: Callable[[Sizes], Dataset] | None = None
     prime: Callable[[Scene], Outcome] | None = None
     delays: tuple[int, ...] = (0,)
     floor: bool = False
@@ -139,7 +144,9 @@ class Workload:
     changes: bool = False
     quick: bool = False
     timeout: float = 120.0
-    weight: float = 1.0
+    setup: float = 4.0
+    each: float = 4.0
+    wanted: float = 3.0
     targets: tuple[Target, ...] = ()
 
 

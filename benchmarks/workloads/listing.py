@@ -63,6 +63,8 @@ WORKLOADS = (
         _flat,
         _bare,
         quick=True,
+        setup=22,
+        each=7,
         targets=(Target("requests", "<=", 12), Target("x rclone", ">=", 1)),
     ),
     Workload(
@@ -72,6 +74,8 @@ WORKLOADS = (
         _find,
         _tree,
         _bare,
+        setup=28,
+        each=12,
         targets=(Target("requests", "<=", 40),),
     ),
 )

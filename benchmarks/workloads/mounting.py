@@ -24,6 +24,9 @@ WORKLOADS = (
         _act,
         _data,
         cold=False,
+        setup=4,
+        each=3,
+        wanted=5,
         targets=(Target("value", "<=", 0.6), Target("idle RSS MB", "<=", 90)),
     ),
 )

@@ -13,14 +13,14 @@ from benchmarks.data import File, content
 from benchmarks.processes import run_command
 from benchmarks.workload import Outcome, Scene, Stopwatch, Workload
 
-_TIMEOUT = 60.0
+_TIMEOUT = 120.0
 
 
 def _git(scene: Scene) -> Outcome:
-    """Clones a repository of 200 small files and 3 commits."""
+    """Clones a repository of 100 small files and 3 commits."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source"
-        _make_repository(source, scene.sizes.count(200))
+        _make_repository(source, scene.sizes.count(100))
         target = str(scene.path / "clone")
         watch = Stopwatch()
         run_command(["git", "clone", "--quiet", "--no-hardlinks", str(source), target], timeout=_TIMEOUT)
@@ -43,8 +43,8 @@ def _make_repository(source: Path, files: int) -> None:
 
 
 def _pip(scene: Scene) -> Outcome:
-    """Installs a wheel of 100 modules into a folder of the mount, then imports one."""
-    modules = scene.sizes.count(100)
+    """Installs a wheel of 50 modules into a folder of the mount, then imports one."""
+    modules = scene.sizes.count(50)
     with tempfile.TemporaryDirectory() as folder:
         wheel = Path(folder) / "benchwheel-1.0-py3-none-any.whl"
         _make_wheel(wheel, modules)
@@ -93,7 +93,7 @@ def _sqlite(scene: Scene) -> Outcome:
 
 
 WORKLOADS = (
-    Workload("git", "git clone onto the mount", "s", _git, timeout=180),
-    Workload("pip", "pip install into the mount", "s", _pip, timeout=180),
-    Workload("sqlite", "SQLite, 10 transactions", "s", _sqlite, timeout=180),
+    Workload("git", "git clone of 100 files onto the mount", "s", _git, timeout=180, setup=20, each=20, wanted=1),
+    Workload("pip", "pip install of 50 modules into the mount", "s", _pip, timeout=180, setup=18, each=18, wanted=1),
+    Workload("sqlite", "SQLite, 10 transactions of 100 rows", "s", _sqlite, timeout=180, setup=12, each=12, wanted=1),
 )

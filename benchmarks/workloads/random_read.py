@@ -84,7 +84,17 @@ def _bare_sixteen(scene: Scene) -> Outcome:
 _TARGETS = (Target("x peers", ">=", 1), Target("bytes down / asked", "<=", 1.5))
 
 WORKLOADS = (
-    Workload("random-1", "random 128 KiB reads, cold, one thread", "reads/s", _one, one_file, _bare_one, targets=_TARGETS),
+    Workload(
+        "random-1",
+        "random 128 KiB reads, cold, one thread",
+        "reads/s",
+        _one,
+        one_file,
+        _bare_one,
+        setup=13,
+        each=12,
+        targets=_TARGETS,
+    ),
     Workload(
         "random-16",
         "random 128 KiB reads, cold, 16 threads",
@@ -93,6 +103,8 @@ WORKLOADS = (
         one_file,
         _bare_sixteen,
         quick=True,
+        setup=20,
+        each=18,
         targets=_TARGETS,
     ),
 )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from benchmarks.data import File, MiB, content, digest, stored_digest, upload
-from benchmarks.workload import Outcome, Scene, Stopwatch, Target, Workload, wait_stored
+from benchmarks.data import Dataset, File, MiB, content, digest, stored_digest, upload
+from benchmarks.workload import Outcome, Scene, Sizes, Stopwatch, Target, Workload, wait_stored
 from benchmarks.workloads.big_read import verify_file
 
 
+def _made(sizes: Sizes) -> Dataset:
+    return Dataset("written", (File("written.bin", sizes.bytes(1024 * MiB, 512 * MiB)),))
+
+
 def _file(scene: Scene) -> File:
-    return File("written.bin", scene.sizes.bytes(1024 * MiB))
+    return _made(scene.sizes).files[0]
 
 
 def _act(scene: Scene) -> Outcome:
@@ -51,12 +55,15 @@ def _bare(scene: Scene) -> Outcome:
 WORKLOADS = (
     Workload(
         "write-one",
-        "one large file written",
+        "{size} file written",
         "MB/s",
         _act,
         bare=_bare,
+        makes=_made,
         quick=True,
-        weight=3,
+        setup=30,
+        each=27,
+        wanted=2,
         targets=(Target("x ceiling", ">=", 0.85), Target("x s3fs", ">=", 1.5)),
     ),
 )

@@ -136,7 +136,7 @@ def test_an_interrupted_run_leaves_nothing_and_keeps_what_it_has(tmp_path: Path)
     assert "interrupted" in words
     assert process.returncode == 1
     session = Session.read(tmp_path)
-    assert session.rows()[0] == ("read-one", 0)
+    assert session.rows()[0] == ("read-one", 30)
     assert not session.finished
     mark = f"sluicefs-bench-{process.pid}-"
     assert mark not in Path("/proc/self/mounts").read_text()

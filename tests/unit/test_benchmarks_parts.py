@@ -92,15 +92,16 @@ def test_a_failed_command_tells_its_last_words() -> None:
 
 def test_marked_processes_are_found_measured_and_ended() -> None:
     mark = f"test-{os.getpid()}"
-    busy = "import os,time\nif os.fork() == 0:\n os.setsid()\nend=time.time()+60\nwhile time.time()<end: pass"
+    busy = "import os,time\nif os.fork() == 0:\n os.setsid()\nend=time.time()+90\nwhile time.time()<end: pass"
     process = subprocess.Popen([sys.executable, "-c", busy], env=dict(os.environ) | {MARK: mark})
     try:
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while len(marked(mark)) < 2 and time.monotonic() < end:
             time.sleep(0.02)
         meter = Meter(marked(mark))
         meter.start()
-        time.sleep(0.5)
+        while meter._cpu() - meter._before < 0.1 and time.monotonic() < end:
+            time.sleep(0.02)
         usage = meter.stop()
         assert usage.cpu > 0.05
         assert usage.rss_idle > 4_000_000
