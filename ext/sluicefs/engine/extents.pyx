@@ -29,17 +29,29 @@ cdef extern from *:
         }
         return grown == MAP_FAILED ? NULL : (unsigned char *) grown;
     }
+    /* All the room of a chunk that is being filled from its start. Faults of 4 KiB pages are a third of what a write costs. */
+    static unsigned char *sluice_grow_whole(unsigned char *at, size_t room, size_t wanted, size_t used) {
+        void *grown = mmap(NULL, wanted, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (grown == MAP_FAILED) return NULL;
+        madvise(grown, wanted, MADV_HUGEPAGE);
+        memcpy(grown, at, used);
+        if (room > SLUICE_SMALL) munmap(at, room); else free(at);
+        return (unsigned char *) grown;
+    }
     static void sluice_release(unsigned char *at, size_t room) {
         if (room > SLUICE_SMALL) munmap(at, room); else free(at);
     }
     """
     unsigned char* sluice_grow(unsigned char*, size_t, size_t) noexcept nogil
+    unsigned char* sluice_grow_whole(unsigned char*, size_t, size_t, size_t) noexcept nogil
     void sluice_release(unsigned char*, size_t) noexcept nogil
 
 
 # Copies from this size on are worth giving up the GIL for.
 cdef Py_ssize_t LONG_COPY = 64 * 1024
 cdef int64_t PAGE = 4096
+# A chunk that was filled from its start up to here, in bytes, gets all its room at once, in huge pages.
+cdef int64_t HUGE_FROM = 1024 * 1024
 
 
 cdef class DirtyMemory:
@@ -79,6 +91,10 @@ cdef class Chunk:
     def __releasebuffer__(self, Py_buffer* buffer):
         self.exports -= 1
 
+    cdef bint filled_to(self, int64_t end) noexcept nogil:
+        """True if all bytes from 0 to `end`, and no others, are dirty."""
+        return self.spans.count == 1 and self.spans.at[0].start == 0 and self.spans.at[0].end == end
+
     cdef int64_t write(self, int64_t start, const unsigned char* source, int64_t length, int64_t largest) except -1:
         """Copy in; returns how many bytes are newly dirty."""
         cdef int64_t end = start + length, room, new
@@ -89,7 +105,11 @@ cdef class Chunk:
             room = max(end, min(largest, max(self.room * 2, 4096)))
             if room > 256 * 1024:
                 room = (room + 4095) // 4096 * 4096
-            grown = sluice_grow(self.data, self.room, room)
+            if room > HUGE_FROM and self.room < largest and self.filled_to(start):
+                room = largest
+                grown = sluice_grow_whole(self.data, self.room, room, start)
+            else:
+                grown = sluice_grow(self.data, self.room, room)
             if grown == NULL:
                 raise MemoryError
             self.data = grown
