@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sluicefs.errors import NotFoundError, StoreError
+from sluicefs.errors import ConditionFailedError, NotFoundError, StoreError
 from sluicefs.fs.entries import Entry
 from sluicefs.fs.names import FOLDER_SUFFIX, RESERVED, error, join_key
 from sluicefs.fs.nodes import FileState, Node
@@ -62,6 +62,7 @@ class Namespace:
         self.files = files
         self.directories = core.directories
         self.gate = Gate()
+        self._asks_first = True  # the store knows If-None-Match, or ignores it
         self._renames = Renames(core, files, self)
 
     def _writable(self) -> None:
@@ -108,6 +109,7 @@ class Namespace:
             node.lookups -= 1
             if node.parent is not None:
                 self.directories.note(node.parent, node.name, None)
+                node.parent.dir.listed_at = 0.0  # there may be something of that name all the same
             self.core.table.detach(node)
 
     @_passing
@@ -122,25 +124,42 @@ class Namespace:
         """A directory, with its `name/` marker in the bucket. The node's lookup count is raised."""
         node = self._make(parent, name, stat.S_IFDIR | stat.S_IMODE(mode), caller)
         try:
-            self._put_marker(node)
+            self._put_marker(node, new=True)
         except BaseException:
             self._unmake(node)
             raise
         node.dir.listed_at = time.monotonic()  # we made it, so we know that it is empty
         return node
 
-    def _put_marker(self, node: Node) -> None:
+    def _put_marker(self, node: Node, *, new: bool = False) -> None:
+        """`new`: EEXIST where another mount made the same directory since this one looked."""
         core = self.core
         key = core.stored.marker_key(node)
         metadata, content_type = core.stored.metadata_of(node)
         if node.parent is not None and core.stored.differs(node):
             core.stored.announce(node.parent)
-        etag = core.store.put(key, bytearray(), metadata=metadata, content_type=content_type)
+        put = self._put_where_nothing_is if new else core.store.put
+        etag = put(key, bytearray(), metadata=metadata, content_type=content_type)
         with core.lock:
-            node.dir.marker = ObjectInfo(key, 0, etag, time.time(), metadata, content_type)
+            node.dir.marker, node.dir.asked = ObjectInfo(key, 0, etag, time.time(), metadata, content_type), time.monotonic()
             node.metadata = metadata
             if node.parent is not None:
                 self.directories.note_directory(node)
+
+    def _put_where_nothing_is(self, key: str, body: bytearray, *, metadata: dict[str, str], content_type: str) -> str:
+        store = self.core.store
+        try:
+            return store.put(key, body, metadata=metadata, content_type=content_type, if_none_match=self._asks_first)
+        except ConditionFailedError:
+            there = store.head(key)
+            if there.metadata == metadata:
+                return there.etag  # it was this very request, whose first answer got lost
+            raise error(errno.EEXIST) from None
+        except StoreError as failed:
+            if not self._asks_first or failed.status not in (400, 501):
+                raise
+            self._asks_first = False  # a store without conditions
+            return store.put(key, body, metadata=metadata, content_type=content_type)
 
     def store_directory_attributes(self, node: Node) -> None:
         """mode, owner or times of a directory were set: its marker carries them."""
@@ -166,7 +185,8 @@ class Namespace:
         core = self.core
         try:
             assert node.parent is not None
-            core.stored.announce(node.parent)  # what kind of file it is stands in its metadata
+            if not node.is_file or core.stored.differs(node):
+                core.stored.announce(node.parent)  # what kind of file it is stands in its metadata
             metadata, content_type = core.committer.metadata_of(node)
             node.etag = core.store.put(core.key_of(node), bytearray(body), metadata=metadata, content_type=content_type)
         except BaseException:

@@ -50,12 +50,10 @@ class ExtendedAttributes:
         """Set, or with None remove. E2BIG: a value no object could carry. ENOSPC: no room beside the others."""
         if name.startswith(REFUSED):
             raise error(errno.EOPNOTSUPP)
-        if node.unlinked:
-            return
         core = self.core
         if value is not None and len(value) > core.stored.limit:
             raise error(errno.E2BIG)
-        core.stored.learn(node)
+        core.stored.learn_again(node)
         before, before_type = node.metadata, node.content_type
         if name.startswith(OWN):
             if name != CONTENT_TYPE or value is None or not node.is_file:
