@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="acts as several users,
 
 # What a mount does otherwise: (verb, label), and the words of SEMANTICS.md that say why.
 KNOWN = {
-    r"(write|truncate|open O_TRUNC), stranger, file with (2767|6766)(, after it)?": "setgid on a file whose group may not execute",
+    r"(write|truncate|open O_TRUNC), stranger, file with (2767|6766)(, after it)?": "on a file whose group may not execute",
     r"link, .*": "Hard links do not exist",
 }
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sluicefs.errors import ConditionFailedError, StoreError
-from sluicefs.fs import directory, walk
+from sluicefs.fs import directory, namespace, walk
 from sluicefs.fs.filesystem import SetAttr
 from sluicefs.fs.nodes import ROOT_INO
 from sluicefs.store.api import ListPage
@@ -241,3 +241,29 @@ def test_opening_what_another_mount_made_a_link_of_is_the_kernels_business(store
     store.put("link", b"aim", metadata={"mode": str(0o120777)})
     with failing(errno.ESTALE):
         fs.create(ROOT_INO, b"link", 0o644, os.O_WRONLY, ME)
+
+
+@pytest.mark.parametrize("how", ["unlink", "rename"])
+def test_a_large_open_file_that_could_not_be_deleted_is_as_it_was(
+    store: Held, make: Make, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(namespace, "KEEP_OPEN", 4)
+    store.put("large", b"0123456789")
+    store.put("other", b"other")
+    fs = make()
+    handle = fs.open(find(fs, "large").ino, os.O_RDWR)
+
+    def before(verb: str, key: str) -> None:
+        if (verb, key) in (("delete", "large"), ("copy", "other")):
+            raise StoreError("not now")
+
+    store.before = before
+    with failing(errno.EIO):
+        if how == "unlink":
+            fs.unlink(ROOT_INO, b"large")
+        else:
+            fs.rename(ROOT_INO, b"other", ROOT_INO, b"large")
+    fs.write(handle, 2, b"AB")
+    fs.flush(handle)
+    fs.release(handle)
+    assert store.content() == {"large": b"01AB456789", "other": b"other"}

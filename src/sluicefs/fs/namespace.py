@@ -11,7 +11,8 @@ import logging
 import stat
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -217,9 +218,9 @@ class Namespace:
             raise error(errno.EISDIR)
         with self.files.wanted(node.file):
             key = self.core.key_of(node)
-            self.keep_for_open_handles(node)
-            if node.etag is not None or self.core.committer.covers(node):
-                self.core.store.delete(key)
+            with self.kept_for_open_handles(node):
+                if node.etag is not None or self.core.committer.covers(node):
+                    self.core.store.delete(key)
             self.gone(node)
             self.unsave(node)
         self.keep_directory(parent)
@@ -229,8 +230,22 @@ class Namespace:
         if node is not None and node.draft is not None:
             node.draft.unsave()
 
-    def keep_for_open_handles(self, node: Node) -> None:
-        """Before the object goes: what open handles may still read is brought here, or copied aside when it is large."""
+    @contextmanager
+    def kept_for_open_handles(self, node: Node) -> Iterator[None]:
+        """While the object goes: what open handles may still read is brought here, or copied aside when it is large."""
+        self._keep_for_open_handles(node)
+        draft, aside = node.draft, node.file.aside
+        try:
+            yield
+        except BaseException:
+            if aside is not None and draft is not None and draft.base is not None and not node.unlinked:  # it did not go
+                draft.base.key, draft.base.etag = self.core.key_of(node), node.etag or ""
+                node.file.aside = None
+                with suppress(StoreError):
+                    self.core.store.delete(aside)
+            raise
+
+    def _keep_for_open_handles(self, node: Node) -> None:
         core, state = self.core, node.file
         core.committer.abandon_of(node)
         if not state.opens or node.etag is None:

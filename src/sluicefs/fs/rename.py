@@ -182,7 +182,7 @@ class Renames:
                 new_key = core.table.prefix_of(new_parent) + new_name
             core.stored.learn(node)
             if target is not None:
-                self.names.keep_for_open_handles(target)
+                locks.enter_context(self.names.kept_for_open_handles(target))
             if node.etag is None:  # never sent: it goes to its new name when it is
                 self._move(node, target, new_parent, new_name)
                 covers = target is not None and (target.etag is not None or core.committer.covers(target))
