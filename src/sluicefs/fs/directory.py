@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# A walk may use a listing past its time, each name that is there once, for at most this long (seconds).
+# A walk may use a listing past its time, each name that is there once: one of a page for at most WALK seconds and only while
+# it does not pause for PAUSE, as to ask again is one request; a longer one for WALK seconds or until it pauses.
 WALK = 60.0
-# A walk that pauses for longer (seconds) is over where its listing was one page: to ask again is one request.
 PAUSE = 1.0
 PAGE = 1000
 # A directory that did not fit into one page is asked name by name for this long (seconds) before a page is tried again.
@@ -53,14 +53,15 @@ class Directories:
         """May the listing answer? Within its TTL always; later, during a walk, once for each name."""
         now = time.monotonic()
         age = now - state.listed_at
-        if not state.listed_at or age > max(WALK, self.ttl):
+        if not state.listed_at:
             return False
         if age <= self.ttl:
             state.used = now
             return True
         if name is None or name not in state.entries:  # somebody may have made it since
             return False
-        if now - state.used > PAUSE and len(state.entries) <= PAGE:
+        young, going_on = age <= WALK, now - state.used <= PAUSE
+        if not (young and going_on) and not (len(state.entries) > PAGE and (young or going_on)):
             return False
         if child is not None:
             if child.late == state.listed_at:

@@ -283,6 +283,7 @@ class FileSystem:
         handle = self._directories[number]
         if again or not handle.begun:
             handle.begin()
+        handle.node.dir.used = time.monotonic()  # a walk goes on
         return handle
 
     def releasedir(self, number: int) -> None:
