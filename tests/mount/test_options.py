@@ -206,8 +206,8 @@ def test_read_only_sends_no_write_request_whatever_is_tried(user: User) -> None:
         assert {event.request.method for event in proxy.events} <= {"GET", "HEAD"}
 
 
-ODD = ["new\nline", "per%cent", "%2F", "a+b", "a&b", "space ", " space", "back\\slash", "<xml>&amp;\"'", "emoji😀", "é", "tab\t",
-       "~", "#", "?q=1", "*", "a;b", "..x", "...", "a%20b", "\u2028", "\ufeffbom", "日本語", "x" * 255, "Case", "case"]  # fmt: skip
+ODD = ["new\nline", "per%cent", "%2F", "a+b", "a&b", "space ", " space", "back\\slash", "<xml>&amp;\"'", "emoji😀", "é"]
+ODD += ["tab\t", "~", "#", "?q=1", "*", "a;b", "..x", "...", "a%20b", "\u2028", "\ufeffbom", "日本語", "x" * 255, "Case", "case"]
 
 
 def test_names_of_any_characters(user: User) -> None:
