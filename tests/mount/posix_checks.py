@@ -6,203 +6,17 @@ is the right one by definition. Run as root. No step depends on the clock's reso
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import itertools
-import multiprocessing
 import os
-import socket
 import stat
 import time
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 from typing import Any
 
-# name: (uid, gid, supplementary groups)
-USERS: dict[str, tuple[int, int, list[int]]] = {
-    "root": (0, 0, []),
-    "owner": (65101, 65201, [65201, 65203]),
-    "member": (65102, 65202, [65202, 65201]),  # of the owner's group, by a supplementary one
-    "stranger": (65103, 65204, [65204]),
-}
-OWNER, GROUP = 65101, 65201
-KINDS = ("file", "dir", "full", "fifo", "socket", "link", "dirlink", "dangling", "loop", "missing")
-Outcome = str
+from tests.mount.posix_actor import GROUP, OWNER, USERS, Actor, Outcome
+
 Outcomes = dict[tuple[str, str], Outcome]
-
-
-def _serve(connection: Connection, uid: int, gid: int, groups: list[int]) -> None:
-    """One user's process: calls functions of `os` and of this module by name."""
-    os.setgroups(groups)
-    os.setresgid(gid, gid, gid)
-    os.setresuid(uid, uid, uid)
-    os.umask(0o022)
-    while True:
-        name, arguments, options = connection.recv()
-        if not name:
-            return
-        try:
-            function = globals()[name] if name in globals() else getattr(os, name)
-            connection.send((True, function(*arguments, **options)))
-        except OSError as error:
-            connection.send((False, errno.errorcode.get(error.errno or 0, str(error))))
-
-
-class Actor:
-    """Somebody who makes system calls."""
-
-    def __init__(self, name: str):
-        context = multiprocessing.get_context("fork")
-        self._connection, other = context.Pipe()
-        self._process = context.Process(target=_serve, args=(other, *USERS[name]), daemon=True)
-        self._process.start()
-        other.close()
-
-    def call(self, name: str, *arguments: Any, **options: Any) -> Any:
-        """The result; OSError as it came."""
-        done, result = self._ask(name, arguments, options)
-        if not done:
-            raise OSError(getattr(errno, result), f"{result}: {name}{arguments}")
-        return result
-
-    def outcome(self, name: str, *arguments: Any, **options: Any) -> Outcome:
-        """ "ok", a plain result, or the errno's name."""
-        done, result = self._ask(name, arguments, options)
-        if not done:
-            return str(result)
-        return "ok" if result is None else f"ok {result}"
-
-    def _ask(self, name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[bool, Any]:
-        self._connection.send((name, arguments, options))
-        done, result = self._connection.recv()
-        return done, result
-
-    def close(self) -> None:
-        self._connection.send(("", (), {}))
-        self._process.join(10)
-        self._process.close()
-        self._connection.close()
-
-
-# -- what an actor can do, each ending with nothing left open ------------------------------------------------------------------
-
-
-def opened(path: str, flags: int, mode: int = 0o666) -> str:
-    fd = os.open(path, flags | os.O_NONBLOCK, mode)
-    try:
-        return stat.filemode(os.fstat(fd).st_mode)
-    finally:
-        os.close(fd)
-
-
-def written(path: str, data: bytes = b"x", flags: int = os.O_WRONLY) -> int:
-    fd = os.open(path, flags | os.O_NONBLOCK)
-    try:
-        return os.write(fd, data)
-    finally:
-        os.close(fd)
-
-
-def content(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return file.read()
-
-
-def digest(path: str) -> str:
-    return hashlib.sha256(content(path)).hexdigest()
-
-
-def bind(path: str) -> None:
-    with socket.socket(socket.AF_UNIX) as endpoint:
-        os.chdir(os.path.dirname(path))  # a socket's path has 108 bytes at most
-        try:
-            endpoint.bind(os.path.basename(path))
-        finally:
-            os.chdir("/")
-
-
-def listed(path: str) -> list[str]:
-    return sorted(os.listdir(path))
-
-
-def shown(path: str) -> tuple[str, int, int, int]:
-    found = os.lstat(path)
-    return stat.filemode(found.st_mode), found.st_uid, found.st_gid, 0 if stat.S_ISDIR(found.st_mode) else found.st_size
-
-
-def renamed_back(path: str, other: str) -> None:
-    os.rename(path, other)
-    os.rename(other, path)
-
-
-def on_unlinked(path: str) -> list[object]:
-    """What a file that lost its name can still do."""
-    fd = os.open(path, os.O_RDWR)
-    try:
-        os.unlink(path)
-        results: list[object] = [os.fstat(fd).st_nlink, os.pread(fd, 100, 0)]
-        results += [os.pwrite(fd, b"more", 4), os.pread(fd, 100, 0)]
-        os.ftruncate(fd, 2)
-        results += [os.pread(fd, 100, 0), os.fstat(fd).st_size]
-        os.fchmod(fd, 0o600)
-        os.fsync(fd)
-        again = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-        os.write(again, b"another")
-        results += [os.pread(fd, 100, 0), os.pread(again, 100, 0), os.fstat(again).st_nlink]
-        os.close(again)
-        return [*results, content(path), stat.filemode(os.fstat(fd).st_mode)]
-    finally:
-        os.close(fd)
-
-
-def on_renamed(path: str, other: str, *, over: bool) -> list[object]:
-    """A file open while it is renamed, perhaps over one that is open too."""
-    fd = os.open(path, os.O_RDWR)
-    target = os.open(other, os.O_RDWR | os.O_CREAT) if over else -1
-    try:
-        if over:
-            os.write(target, b"target")
-        os.rename(path, other)
-        results: list[object] = [os.pread(fd, 100, 0), os.pwrite(fd, b"AB", 1), content(other), os.fstat(fd).st_nlink]
-        if over:
-            results += [os.pread(target, 100, 0), os.fstat(target).st_nlink, os.pwrite(target, b"!", 6)]
-            results += [os.pread(target, 100, 0), content(other)]
-        os.fsync(fd)
-        return results
-    finally:
-        os.close(fd)
-        if over:
-            os.close(target)
-
-
-def flag_effects(path: str) -> list[object]:
-    """O_APPEND, O_TRUNC, O_EXCL and positions."""
-    results: list[object] = []
-    with open(path, "wb") as file:
-        file.write(b"0123456789")
-    fd = os.open(path, os.O_RDWR | os.O_APPEND)
-    other = os.open(path, os.O_RDWR | os.O_APPEND)
-    os.write(fd, b"a")
-    os.write(other, b"b")
-    os.lseek(fd, 0, os.SEEK_SET)
-    os.write(fd, b"c")
-    results += [os.pread(fd, 100, 0), os.fstat(other).st_size]
-    os.close(os.open(path, os.O_WRONLY | os.O_TRUNC))
-    results += [os.fstat(fd).st_size, os.pread(fd, 10, 0)]
-    os.ftruncate(fd, 5)
-    os.write(other, b"end")
-    results.append(os.pread(fd, 100, 0))
-    os.close(fd)
-    os.close(other)
-    return results
-
-
-def stamps(path: str) -> tuple[int, int, int]:
-    found = os.lstat(path)
-    return found.st_atime_ns, found.st_mtime_ns, found.st_ctime_ns
-
-
-# -- the checks ----------------------------------------------------------------------------------------------------------
+KINDS = ("file", "dir", "full", "fifo", "socket", "link", "dirlink", "dangling", "loop", "missing")
 
 
 class Checks:
@@ -277,6 +91,9 @@ class Checks:
             "mknod": ("mknod", 0o100644),
             "readlink": ("readlink",),
             "listdir": ("listed",),
+            "fsync": ("synced",),
+            "truncate below zero": ("truncate", -1),
+            "truncate too far": ("truncate", 2**63 - 1),
             "listdir nofollow": ("opened", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW),
         }
         for verb, (function, *arguments) in verbs.items():
@@ -289,6 +106,8 @@ class Checks:
             path = self.make(kind, self.folder() + "/name")
             self.check("symlink", kind, self.me.outcome("symlink", "aim", path))
             self.check("utime nofollow", kind, self.me.outcome("utime", path, (5, 6), follow_symlinks=False))
+            self.check("link", f"{kind}, onto itself", self.me.outcome("link", path, path, follow_symlinks=False))
+            self.check("link", kind, self.me.outcome("link", path, path + "2", follow_symlinks=False))
         for kind, onto in itertools.product(KINDS, KINDS):
             folder = self.folder()
             path, other = self.make(kind, folder + "/one"), self.make(onto, folder + "/two")
@@ -387,6 +206,11 @@ class Checks:
             self.check("unlink", label, actor.outcome("unlink", path))
             self.check("rmdir", label, actor.outcome("rmdir", f"{folder}/sub"))
             self.check("listdir", f"{label}, after it", self.me.outcome("listed", folder))
+            inner, other = self.make("full", self.folder(0o777) + "/inner"), self.folder(0o777)
+            self.me.call("chown", inner, OWNER, GROUP)
+            self.me.call("chmod", inner, mode)
+            label = f"{who}, a directory with {mode:04o} to another parent"
+            self.check("rename", label, actor.outcome("moved_into", inner, other))
         for bits, who in itertools.product(range(8), USERS):
             mode = bits << {"owner": 6, "member": 3, "stranger": 0, "root": 0}[who]
             actor, path = self.actors[who], self.make("file", self.folder(0o777) + "/file")
@@ -401,6 +225,8 @@ class Checks:
             self.check("truncate", label, actor.outcome("truncate", path, 2))
             self.check("utime", f"{label}, now", actor.outcome("touched", path))
             self.check("utime", f"{label}, given", actor.outcome("utime", path, (1, 2)))
+            self.check("utime", f"{label}, atime only", actor.outcome("utimens", path, 5, None))
+            self.check("chown", f"{label}, to nobody else", actor.outcome("chown", path, -1, -1))
             self.check("chmod", label, actor.outcome("chmod", path, mode | 0o4000))
             self.check("lstat", f"{label}, after chmod", self.me.outcome("shown", path))
             self.check("chown", f"{label}, user", actor.outcome("chown", path, 65103, -1))
@@ -537,70 +363,61 @@ class Checks:
                     self.check("rename", f"{over}, {label}, content", self.me.outcome("digest", f"{folder}/moved{over}"))
                 self.check("write", f"flags, {label}", actor.outcome("flag_effects", f"{folder}/flags"))
         folder = self.folder()
+        self.check("open w", "of a running program", self.me.outcome("executed_and_written", f"{folder}/program"))
         self.check("rmdir", "of the working directory", self.me.outcome("in_removed_directory", f"{folder}/gone"))
+
+    def extended_attributes(self) -> None:
+        """user.*, trusted.* and what else there could be, on every kind of file, with each flag."""
+        for kind in KINDS:
+            path = self.make(kind, self.folder() + "/name")
+            for follow in (True, False):
+                label = f"{kind}{'' if follow else ', nofollow'}"
+                for verb, arguments in {
+                    "getxattr": ("user.a",),
+                    "setxattr": ("user.a", b"\0\xff" * 50),
+                    "listxattr": (),
+                    "removexattr": ("user.a",),
+                }.items():
+                    self.check(verb, label, self.me.outcome(verb, path, *arguments, follow_symlinks=follow))
+        path = self.make("file", self.folder(0o777) + "/file")
+        self.me.call("chown", path, OWNER, GROUP)
+        for label, name, value, flags in (
+            ("replace what is not there", "user.a", b"1", os.XATTR_REPLACE),
+            ("create", "user.a", b"2", os.XATTR_CREATE),
+            ("create what is there", "user.a", b"3", os.XATTR_CREATE),
+            ("replace", "user.a", b"4", os.XATTR_REPLACE),
+            ("empty value", "user.empty", b"", 0),
+            ("no name", "user.", b"1", 0),
+            ("no space", "plain", b"1", 0),
+            ("system", "system.x", b"1", 0),
+            ("name of 255 bytes", "user." + "n" * 250, b"1", 0),
+            ("name of 256 bytes", "user." + "n" * 251, b"1", 0),
+            ("unicode", "user.ünï", "wörter".encode(), 0),
+        ):
+            self.check("setxattr", label, self.me.outcome("setxattr", path, name, value, flags))
+            self.check("getxattr", f"{label}, after it", self.me.outcome("getxattr", path, name))
+        self.check("listxattr", "all", str(sorted(self.me.call("listxattr", path))))
+        for who, mode in itertools.product(USERS, (0o644, 0o400, 0o666, 0o600)):
+            self.me.call("chmod", path, mode)
+            label = f"{who}, file with {mode:04o}"
+            for name in ("user.a", "trusted.a"):
+                self.check("setxattr", f"{label}, {name}", self.actors[who].outcome("setxattr", path, name, who.encode()))
+                self.check("getxattr", f"{label}, {name}", self.actors[who].outcome("getxattr", path, name))
+            self.check("removexattr", label, self.actors[who].outcome("removexattr", path, "user.empty"))
+            self.check("removexattr", f"{label}, again", self.actors[who].outcome("removexattr", path, "user.empty"))
+        times = [self.me.call("stamps", path)]
+        time.sleep(0.012)
+        self.me.call("setxattr", path, "user.a", b"later")
+        times.append(self.me.call("stamps", path))
+        self.check("setxattr", "times that move", str([one != two for one, two in zip(*times, strict=True)][1:]))
 
     def close(self) -> None:
         for actor in self.actors.values():
             actor.close()
 
 
-def stat_mode(path: str) -> str:
-    return stat.filemode(os.stat(path).st_mode)
-
-
-def vfs_name_max(path: str) -> int:
-    return os.statvfs(path).f_namemax
-
-
-def device(path: str) -> tuple[int, int]:
-    number = os.lstat(path).st_rdev
-    return os.major(number), os.minor(number)
-
-
-def touched(path: str) -> None:
-    os.utime(path)
-
-
-def atime_mtime(path: str) -> tuple[int, int]:
-    return stamps(path)[:2]
-
-
-def now_is_now(path: str) -> bool:
-    os.utime(path)
-    return all(abs(stamp - time.time_ns()) < 2_000_000_000 for stamp in stamps(path))
-
-
-def utimens(path: str, atime: int | None, mtime: int | None) -> None:
-    """utimensat(2) with UTIME_OMIT for None; Python has no name for it."""
-    import ctypes
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    values = (ctypes.c_long * 4)(0, 0x3FFFFFFE if atime is None else atime, 0, 0x3FFFFFFE if mtime is None else mtime)
-    if libc.utimensat(-100, os.fsencode(path), values, 0):
-        raise OSError(ctypes.get_errno(), path)
-
-
-def in_removed_directory(path: str) -> list[object]:
-    os.mkdir(path)
-    os.chdir(path)
-    try:
-        os.rmdir(path)
-        results: list[object] = [os.listdir(".")]
-        for step in (lambda: os.mkdir("x"), lambda: os.open("x", os.O_CREAT | os.O_RDWR), lambda: os.stat("x")):
-            try:
-                results.append(step())
-            except OSError as error:
-                results.append(errno.errorcode[error.errno or 0])
-        return results
-    finally:
-        os.chdir("/")
-
-
-PARTS = ("kinds", "paths", "permissions", "special_bits", "times", "open_files")
-
-
-def record(root: str, parts: tuple[str, ...] = PARTS) -> Outcomes:
-    """Every outcome below `root`, an empty directory."""
+def record(root: str, parts: tuple[str, ...]) -> Outcomes:
+    """Every outcome of these methods of `Checks` below `root`, an empty directory."""
     os.chmod(root, 0o755)
     checks = Checks(root)
     try:

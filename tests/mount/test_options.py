@@ -7,6 +7,7 @@ import json
 import os
 import stat
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ import pytest
 
 from sluicefs.devserver import DevServer
 from tests.conftest import new_bucket
+from tests.faults.proxy import FaultProxy
 from tests.mount.helpers import User, let_others_in
 from tests.mount.reference import reference_mount
 from tests.unit.test_fs_attributes import failing
@@ -172,3 +174,116 @@ def fallocate(libc: object, fd: int) -> None:
 
     if libc.fallocate(fd, 0, ctypes.c_long(0), ctypes.c_long(4096)):  # type: ignore[attr-defined]
         raise OSError(ctypes.get_errno(), "fallocate")
+
+
+def test_read_only_sends_no_write_request_whatever_is_tried(user: User) -> None:
+    put(user, d__x=b"x", big=b"b" * 300_000)
+    server = user.bucket.server
+    with FaultProxy(server.endpoint) as proxy:
+        user.variables["AWS_ENDPOINT_URL"] = proxy.url
+        mount = user.mount("--read-only", "--xattr")
+        for verb in (
+            lambda: os.open(f"{mount}/new", os.O_CREAT | os.O_WRONLY),
+            lambda: os.open(f"{mount}/d/x", os.O_WRONLY | os.O_APPEND),
+            lambda: os.truncate(f"{mount}/d/x", 0),
+            lambda: os.mkdir(f"{mount}/new"),
+            lambda: os.rmdir(f"{mount}/d"),
+            lambda: os.unlink(f"{mount}/d/x"),
+            lambda: os.rename(f"{mount}/d", f"{mount}/e"),
+            lambda: os.symlink("aim", f"{mount}/new"),
+            lambda: os.mkfifo(f"{mount}/new"),
+            lambda: os.chmod(f"{mount}/d", 0o700),
+            lambda: os.chown(f"{mount}/d/x", 1, 1),
+            lambda: os.utime(f"{mount}", (1, 1)),
+            lambda: os.setxattr(f"{mount}/d/x", "user.a", b"1"),
+            lambda: os.removexattr(f"{mount}/d/x", "user.a"),
+        ):
+            with failing(errno.EROFS):
+                verb()
+        assert Path(mount, "d/x").read_bytes() == b"x" and len(Path(mount, "big").read_bytes()) == 300_000
+        subprocess.run(["ls", "-lR", mount], check=True, capture_output=True)
+        user.ok("unmount", mount)
+        assert {event.request.method for event in proxy.events} <= {"GET", "HEAD"}
+
+
+ODD = ["new\nline", "per%cent", "%2F", "a+b", "a&b", "space ", " space", "back\\slash", "<xml>&amp;\"'", "emoji😀", "é"]
+ODD += ["tab\t", "~", "#", "?q=1", "*", "a;b", "..x", "...", "a%20b", "\u2028", "\ufeffbom", "日本語", "x" * 255, "Case", "case"]
+
+
+def test_names_of_any_characters(user: User) -> None:
+    mount = user.mount()
+    for name in ODD:
+        Path(mount, name).mkdir()
+        Path(mount, name, name).write_text(name)
+        os.symlink(name, f"{mount}/{name}/link")
+    with failing(errno.EILSEQ):
+        Path(mount, "e\u0301").mkdir()
+    user.ok("unmount", mount)
+    user.ok("mount", user.bucket.name, mount)
+    assert sorted(os.listdir(mount)) == sorted(ODD)
+    os.mkdir(f"{mount}/moved")
+    for name in ODD:
+        assert Path(mount, name, "link").read_text() == name
+        os.rename(f"{mount}/{name}", f"{mount}/moved/{name}")
+    os.rename(f"{mount}/moved", f"{mount}/again")
+    for name in ODD:
+        assert Path(mount, "again", name, name).read_text() == name
+    subprocess.run(["rm", "-rf", f"{mount}/again"], check=True)
+    assert set(user.objects()) <= {".sluicefs-root"}
+
+
+def test_a_directory_that_is_walked_and_changed_while_it_is_renamed(user: User) -> None:
+    mount = user.mount()
+    for i in range(60):
+        os.makedirs(f"{mount}/0/{i % 3}", exist_ok=True)
+        Path(mount, "0", str(i % 3), str(i)).write_text(str(i))
+    inside = os.open(f"{mount}/0/1", os.O_RDONLY)
+    over = threading.Event()
+    made: set[str] = set()
+
+    def change() -> None:
+        number = 0
+        while not over.is_set():
+            number += 1
+            with os.fdopen(os.open(f"new-{number}", os.O_CREAT | os.O_WRONLY, dir_fd=inside), "w") as file:
+                file.write("new")
+            made.add(f"new-{number}")
+            if number % 3 == 0:
+                os.unlink(f"new-{number - 1}", dir_fd=inside)
+                made.discard(f"new-{number - 1}")
+
+    def walk() -> None:
+        while not over.is_set():
+            subprocess.run(["find", mount, "-size", "+9"], capture_output=True)
+
+    with ThreadPoolExecutor(2) as pool:
+        running = [pool.submit(change), pool.submit(walk)]
+        for i in range(4):
+            os.rename(f"{mount}/{i}", f"{mount}/{i + 1}")
+            seen = {name for _, _, files in os.walk(f"{mount}/{i + 1}") for name in files if not name.startswith("new")}
+            assert len(seen) == 60
+        over.set()
+        for one in running:
+            one.result()
+    os.close(inside)
+    assert {name for name in os.listdir(f"{mount}/4/1") if name.startswith("new")} == made
+    assert all(Path(mount, "4/1", name).read_text() == "new" for name in made)
+    subprocess.run(["rm", "-rf", f"{mount}/4"], check=True)
+    user.ok("unmount", mount)
+    assert set(user.objects()) <= {".sluicefs-root"}
+
+
+def test_a_deep_path(user: User) -> None:
+    mount = user.mount()
+    levels = [f"level-{i:04}" for i in range(80)]
+    path = "/".join([mount, *levels])
+    os.makedirs(path)
+    Path(path, "x").write_text("deep")
+    os.rename(f"{mount}/{levels[0]}", f"{mount}/top")
+    path = "/".join([mount, "top", *levels[1:]])
+    assert Path(path, "x").read_text() == "deep"
+    with failing(errno.ENAMETOOLONG):
+        os.rename(f"{mount}/top", f"{mount}/{'t' * 250}")
+    assert Path(path, "x").read_text() == "deep"
+    subprocess.run(["rm", "-rf", f"{mount}/top"], check=True)
+    assert user.objects() == []

@@ -15,6 +15,7 @@ from sluicefs.config import Config
 from sluicefs.fs.filesystem import FileSystem, SetAttr
 from sluicefs.fs.namespace import Caller
 from sluicefs.fs.nodes import ROOT_INO, Node
+from sluicefs.fs.stored import FLAG
 from sluicefs.store.memory import MemoryStore
 
 ME = Caller(os.getuid(), os.getgid())
@@ -126,8 +127,11 @@ def test_extended_attributes_hold_any_bytes(store: MemoryStore, make: Make, dire
         assert not fs.sync_all()
         number = find(other, "x").ino
         assert {name: other.getxattr(number, name) for name in other.listxattr(number)} == values
-    for name in (b"user.gone", b"security.capability", b"system.posix_acl_access"):
+    for name in (b"user.gone", b"security.capability"):
         with failing(errno.ENODATA):
+            fs.getxattr(ino, name)
+    for name in (b"system.posix_acl_access", b"plain"):
+        with failing(errno.EOPNOTSUPP):
             fs.getxattr(ino, name)
     with failing(errno.ENODATA):
         fs.removexattr(ino, b"user.gone")
@@ -251,3 +255,46 @@ def test_a_setattr_of_an_object_that_was_replaced_is_estale(store: MemoryStore, 
     assert FOREIGN.items() <= (store.head("x").metadata or {}).items()
     assert bytes(store.get("x")[1]) == b"two"
     assert time.time() - store.head("x").modified < 60
+
+
+def test_truncating_an_empty_file_moves_its_times(store: MemoryStore, make: Make) -> None:
+    store.put("stamp", b"")
+    fs = make()
+    node = find(fs, "stamp")
+    fs.setattr(node.ino, SetAttr(mtime_ns=5))
+    assert not fs.sync_all()
+    fs.setattr(node.ino, SetAttr(size=0))
+    assert time.time_ns() - node.mtime_ns < 60 * 10**9
+    assert time.time_ns() - find(make(attrs="full"), "stamp").mtime_ns < 60 * 10**9
+
+
+def test_a_file_without_a_name_keeps_its_extended_attributes_while_it_is_open(store: MemoryStore, make: Make) -> None:
+    fs = make(xattr=True)
+    handle, node = fs.create(ROOT_INO, b"x", 0o644, os.O_RDWR, ME)
+    fs.flush(handle)
+    fs.unlink(ROOT_INO, b"x")
+    fs.setxattr(node.ino, b"user.note", b"hello")
+    assert fs.getxattr(node.ino, b"user.note") == b"hello" and fs.listxattr(node.ino) == [b"user.note"]
+    fs.release(handle)
+    assert store.list("").objects == []
+
+
+def test_only_files_that_a_listing_shows_wrong_have_their_directory_flagged(store: MemoryStore, make: Make) -> None:
+    fs = make()
+    for name, mode in ((b"plain", 0o100644), (b"pipe", 0o010644)):
+        folder = fs.mkdir(ROOT_INO, name, 0o755, ME).ino
+        fs.mknod(folder, b"x", mode, 0, ME)
+    flags = {name: (store.head(f"{name}/").metadata or {}).get(FLAG) for name in ("plain", "pipe")}
+    assert flags == {"plain": None, "pipe": "1"}
+
+
+def test_attributes_of_an_object_over_5_gib_are_stored(store: MemoryStore, make: Make) -> None:
+    """CopyObject takes no more: it is copied onto itself in parts."""
+    store.put_sparse("large", 6 * 1024**3)
+    fs = make()
+    fs.setattr(find(fs, "large").ino, SetAttr(mode=0o600))
+    assert not fs.sync_all()
+    info = store.head("large")
+    assert (info.metadata or {})["mode"] == str(0o100600) and info.size == 6 * 1024**3
+    assert store.counters.requests["UploadPartCopy"] == 12 and "CopyObject" not in store.counters.requests
+    assert find(make(attrs="full"), "large").mode == 0o100600

@@ -232,3 +232,17 @@ def test_defaults_of_what_carries_no_attributes(store: MemoryStore, make: Make) 
 def test_hadoop_markers_cannot_be_made(make: Make, tmp_path: Path) -> None:
     with failing(errno.EINVAL):
         make().mkdir(ROOT_INO, b"d_$folder$", 0o755, ME)
+
+
+def test_hadoop_markers_in_a_directory_of_many_pages(store: MemoryStore, make: Make) -> None:
+    """Where one name is asked for without a listing."""
+    for i in range(1001):
+        store.put(f"many/{i:04}", b"x")
+    store.put("many/hadoop_$folder$", b"")
+    fs = make(attr_ttl=0.0)
+    assert "hadoop" in names(fs, "many")
+    for _ in range(3):
+        assert find(fs, "many/hadoop").is_dir
+        with failing(errno.ENOENT):
+            find(fs, "many/hadoop_$folder$")
+    assert names(fs, "many/hadoop") == []

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from sluicefs.errors import NotFoundError
 from sluicefs.fs import attributes
 from sluicefs.fs.entries import Entry, etag_of
-from sluicefs.fs.names import Listing, valid_name
+from sluicefs.fs.names import FOLDER_SUFFIX, Listing, valid_name
 from sluicefs.fs.nodes import DirState, FileState, Node, Version
 from sluicefs.fs.stored import NEAR
 from sluicefs.store.api import ObjectInfo
@@ -27,8 +27,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# A walk may use a listing past its time, each name once, for at most this long (seconds).
+# A walk may use a listing past its time, each name that is there once: one of a page for at most WALK seconds and only while
+# it does not pause for PAUSE, as to ask again is one request; a longer one for WALK seconds or until it pauses.
 WALK = 60.0
+PAUSE = 1.0
+PAGE = 1000
 # A directory that did not fit into one page is asked name by name for this long (seconds) before a page is tried again.
 BIG = 30.0
 
@@ -48,46 +51,52 @@ class Directories:
 
     def fresh(self, state: DirState, name: str | None = None, child: Node | None = None) -> bool:
         """May the listing answer? Within its TTL always; later, during a walk, once for each name."""
-        age = time.monotonic() - state.listed_at
-        if not state.listed_at or age > max(WALK, self.ttl):
+        now = time.monotonic()
+        age = now - state.listed_at
+        if not state.listed_at:
             return False
         if age <= self.ttl:
+            state.used = now
             return True
-        if name is None:
+        if name is None or name not in state.entries:  # somebody may have made it since
+            return False
+        young, going_on = age <= WALK, now - state.used <= PAUSE
+        if not (young and going_on) and not (len(state.entries) > PAGE and (young or going_on)):
             return False
         if child is not None:
             if child.late == state.listed_at:
                 return False
             child.late = state.listed_at
-        elif name not in state.entries:
-            if name in state.used_late:
-                return False
-            state.used_late.add(name)
+        state.used = now
         return True
 
-    def load(self, node: Node, *, force: bool = False, first_page_only: bool = False) -> bool:
-        """Make the listing of `node` fresh. False if it did not fit into one page and only that was wanted."""
+    def load(self, node: Node, *, wanted: str | None = None) -> bool:
+        """Make the listing of `node` fresh.
+
+        `wanted`: for the sake of this name. False then, if the listing does not fit into one page.
+        """
         core, state = self.core, node.dir
         with state.lock:  # one LIST at a time; whoever waited finds it fresh
-            if not force and self.fresh(state):
-                return True
-            ahead = None if force else core.walks.listing_of(node, WALK)
-            if ahead is not None:
-                listing, started = ahead
-            else:
-                started = time.monotonic()
+            while not self.fresh(state):
+                ahead = core.walks.listing_of(node, WALK)
+                if ahead is not None and (wanted is None or wanted in ahead[0].entries):
+                    listing, started = ahead
+                else:
+                    started = time.monotonic()
+                    with core.lock:
+                        prefix = core.table.prefix_of(node)
+                    found = self._list(prefix, wanted is not None)
+                    if found is None:
+                        state.big_until = started + BIG
+                        return False
+                    listing = found
+                core.stored.find_marker(listing)
+                core.stored.complete(node, listing)
                 with core.lock:
-                    prefix = core.table.prefix_of(node)
-                found = self._list(prefix, first_page_only)
-                if found is None:
-                    state.big_until = started + BIG
-                    return False
-                listing = found
-            core.stored.find_marker(listing)
-            core.stored.complete(node, listing)
-            self._report_left_out(listing)
-            with core.lock:
-                self._merge(node, listing, started)
+                    if core.table.prefix_of(node) == listing.prefix:  # else it was renamed meanwhile
+                        self._report_left_out(listing)
+                        self._merge(node, listing, started)
+                        return True
             return True
 
     def _list(self, prefix: str, first_page_only: bool) -> Listing | None:
@@ -148,7 +157,7 @@ class Directories:
         state.left_out = listing.left_out.count
         state.entries = entries
         state.listed_at = started
-        state.used_late.clear()
+        state.used = time.monotonic()
         state.probes = 0
         state.big_until = 0.0
         state.marker = listing.marker
@@ -180,6 +189,11 @@ class Directories:
 
     # -- one name -------------------------------------------------------------------------------------------------------
 
+    def missing_for(self, parent: Node) -> float:
+        """For how long (seconds) a name that was just not found may be taken for missing."""
+        left = parent.dir.listed_at + self.ttl - time.monotonic()
+        return left if left > 0 else self.ttl
+
     def lookup(self, parent: Node, name: str) -> Node:
         """The node of `name`, its lookup count not yet raised. OSError ENOENT, ENOTDIR."""
         core = self.core
@@ -198,7 +212,7 @@ class Directories:
                 return self._from_entry(parent, name)
             state.probes += 1
             try_list = now >= state.big_until and (child is None or state.probes > 2)
-        if try_list and self.load(parent, first_page_only=True):
+        if try_list and self.load(parent, wanted=name):
             with core.lock:
                 return self._from_entry(parent, name)
         return self._probe(parent, name)
@@ -217,44 +231,63 @@ class Directories:
         return child
 
     def _probe(self, parent: Node, name: str) -> Node:
-        """Ask for one name: its object, then whether it is a directory."""
+        """Ask for one name."""
         core = self.core
-        started = time.monotonic()
-        with core.lock:
-            prefix = core.table.prefix_of(parent)
-        info: ObjectInfo | None
+        while True:
+            started = time.monotonic()
+            with core.lock:
+                prefix = core.table.prefix_of(parent)
+                known = parent.dir.entries.get(name)
+            info, is_dir = self._ask(prefix, name, known)
+            with core.lock:
+                if core.table.prefix_of(parent) == prefix:  # else it was renamed meanwhile
+                    return self._found(parent, name, info, is_dir, started)
+
+    def _ask(self, prefix: str, name: str, known: Entry | None) -> tuple[ObjectInfo | None, bool]:
+        """(object of a name, whether it is a directory): HEAD, and where that does not tell, a LIST of one key."""
+        info = self._head(prefix + name)
+        if info is not None and info.size:
+            return info, False
+        if name.endswith(FOLDER_SUFFIX):
+            info = None  # a directory's marker is no file
+        page = self.core.store.list(f"{prefix}{name}/", limit=1)
+        if page.objects or page.prefixes:
+            return info, True
+        if info is None and known is not None and known.info is not None and known.info.key.endswith(FOLDER_SUFFIX):
+            info = self._head(known.info.key)  # a listing said that this makes it a directory
+            return info, info is not None
+        return info, info is not None and attributes.says_directory(info)
+
+    def _head(self, key: str) -> ObjectInfo | None:
         try:
-            info = core.store.head(prefix + name)
+            return self.core.store.head(key)
         except NotFoundError:
-            info = None
-        is_dir = False
-        if info is None or info.size == 0:
-            page = core.store.list(f"{prefix}{name}/", limit=1)
-            is_dir = bool(page.objects or page.prefixes)
-        with core.lock:
-            assert parent.children is not None
-            child = parent.children.get(name)
-            if parent.dir.changed.get(name, 0.0) >= started:
-                if child is None:
-                    raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
-                return child
-            if info is not None and not is_dir and attributes.says_directory(info):
-                is_dir = True
-            if info is None and not is_dir:
-                if child is not None:
-                    if child.busy:
-                        return child
-                    core.table.detach(child)
-                parent.dir.entries.pop(name, None)
+            return None
+
+    def _found(self, parent: Node, name: str, info: ObjectInfo | None, is_dir: bool, started: float) -> Node:
+        """The node of a name that was asked for at `started`. ENOENT. Under `Core.lock`."""
+        core = self.core
+        assert parent.children is not None
+        child = parent.children.get(name)
+        if parent.dir.changed.get(name, 0.0) >= started:
+            if child is None:
                 raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
-            entry = Entry(name, is_dir, info)
-            if child is not None and child.is_dir == is_dir:
-                if is_dir or info is None:
-                    child.checked = started
+            return child
+        if info is None and not is_dir:
+            if child is not None:
+                if child.busy:
                     return child
-                if self._confirm(child, info, started):
-                    return child
-            return self.instantiate(parent, entry, started)
+                core.table.detach(child)
+            parent.dir.entries.pop(name, None)
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        entry = Entry(name, is_dir, info)
+        if child is not None and child.is_dir == is_dir:
+            if is_dir or info is None:
+                child.checked = started
+                return child
+            if self._confirm(child, info, started):
+                return child
+        return self.instantiate(parent, entry, started)
 
     # -- nodes ----------------------------------------------------------------------------------------------------------
 
@@ -321,7 +354,9 @@ class Directories:
             info = core.store.head(key)
         except NotFoundError:
             with core.lock:
-                if node.parent is not None and node.checked <= started and node.draft is None:
+                if node.checked > started or node.draft is not None:
+                    return  # it was renamed or written meanwhile
+                if node.parent is not None:
                     node.parent.dir.entries.pop(node.name, None)
                     core.table.detach(node)
             raise OSError(errno.ESTALE, "the object was deleted by someone else") from None

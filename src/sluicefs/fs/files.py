@@ -21,6 +21,7 @@ from sluicefs.errors import CancelledError, ConditionFailedError, NotFoundError
 from sluicefs.fs.draft import Draft
 from sluicefs.fs.fetching import INLINE
 from sluicefs.fs.nodes import FileState, Node, Version
+from sluicefs.fs.rename import copy_object
 from sluicefs.fs.walk import SMALL
 from sluicefs.fs.writeback import WriteBack
 
@@ -268,8 +269,6 @@ class Files:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         with self.wanted(state):
             if size == 0 and state.draft is None:
-                if node.etag is not None and node.size == 0 and not state.writers:
-                    return
                 state.draft = self._new_draft(None, 0)
             draft = self.draft(node)
             self.core.committer.before_truncate(draft, size)
@@ -371,7 +370,7 @@ class Files:
         if core.stored.differs(node):
             core.stored.announce(parent)
         metadata, content_type = core.stored.metadata_of(node)
-        new_etag = core.store.copy(key, key, metadata=metadata, content_type=content_type, if_source_match=etag)
+        new_etag = copy_object(core.store, key, key, node.size, etag, metadata, content_type)
         with core.lock:
             node.metadata, node.complete = metadata, True
             self.rebase(node, key, new_etag)

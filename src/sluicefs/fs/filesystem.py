@@ -111,6 +111,10 @@ class FileSystem:
                     node.lookups += 1
                     return node
 
+    def missing_for(self, parent_ino: int) -> float:
+        """For how long (seconds) the kernel may remember that a name was not found."""
+        return self.core.directories.missing_for(self.node(parent_ino))
+
     def forget(self, counts: list[tuple[int, int]]) -> None:
         """The kernel gave back lookups: (inode number, count) each."""
         with self.core.lock:
@@ -149,7 +153,7 @@ class FileSystem:
         others = (change.mode, change.uid, change.gid, change.atime_ns, change.mtime_ns)
         if all(value is None for value in others):
             return node
-        self.core.stored.learn(node)
+        self.core.stored.learn_again(node)
         before = (node.mode, node.uid, node.gid, node.atime_ns, node.mtime_ns, node.ctime_ns, node.own)
         with self.core.lock:
             self._apply(node, change)
@@ -238,6 +242,8 @@ class FileSystem:
                 raise
             node = self.lookup(parent_ino, name)
             try:
+                if not (node.is_file or node.is_dir):
+                    raise error(errno.ESTALE) from None  # the kernel looks again, and follows the link or opens the FIFO itself
                 return self.open(node.ino, flags), node
             except BaseException:
                 self.forget([(node.ino, 1)])  # the kernel will not know of it
@@ -277,6 +283,7 @@ class FileSystem:
         handle = self._directories[number]
         if again or not handle.begun:
             handle.begin()
+        handle.node.dir.used = time.monotonic()  # a walk goes on
         return handle
 
     def releasedir(self, number: int) -> None:

@@ -11,11 +11,12 @@ import logging
 import stat
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sluicefs.errors import NotFoundError, StoreError
+from sluicefs.errors import ConditionFailedError, NotFoundError, StoreError
 from sluicefs.fs.entries import Entry
 from sluicefs.fs.names import FOLDER_SUFFIX, RESERVED, error, join_key
 from sluicefs.fs.nodes import FileState, Node
@@ -62,6 +63,7 @@ class Namespace:
         self.files = files
         self.directories = core.directories
         self.gate = Gate()
+        self._asks_first = True  # the store knows If-None-Match, or ignores it
         self._renames = Renames(core, files, self)
 
     def _writable(self) -> None:
@@ -108,6 +110,7 @@ class Namespace:
             node.lookups -= 1
             if node.parent is not None:
                 self.directories.note(node.parent, node.name, None)
+                node.parent.dir.listed_at = 0.0  # there may be something of that name all the same
             self.core.table.detach(node)
 
     @_passing
@@ -122,25 +125,42 @@ class Namespace:
         """A directory, with its `name/` marker in the bucket. The node's lookup count is raised."""
         node = self._make(parent, name, stat.S_IFDIR | stat.S_IMODE(mode), caller)
         try:
-            self._put_marker(node)
+            self._put_marker(node, new=True)
         except BaseException:
             self._unmake(node)
             raise
         node.dir.listed_at = time.monotonic()  # we made it, so we know that it is empty
         return node
 
-    def _put_marker(self, node: Node) -> None:
+    def _put_marker(self, node: Node, *, new: bool = False) -> None:
+        """`new`: EEXIST where another mount made the same directory since this one looked."""
         core = self.core
         key = core.stored.marker_key(node)
         metadata, content_type = core.stored.metadata_of(node)
         if node.parent is not None and core.stored.differs(node):
             core.stored.announce(node.parent)
-        etag = core.store.put(key, bytearray(), metadata=metadata, content_type=content_type)
+        put = self._put_where_nothing_is if new else core.store.put
+        etag = put(key, bytearray(), metadata=metadata, content_type=content_type)
         with core.lock:
-            node.dir.marker = ObjectInfo(key, 0, etag, time.time(), metadata, content_type)
+            node.dir.marker, node.dir.asked = ObjectInfo(key, 0, etag, time.time(), metadata, content_type), time.monotonic()
             node.metadata = metadata
             if node.parent is not None:
                 self.directories.note_directory(node)
+
+    def _put_where_nothing_is(self, key: str, body: bytearray, *, metadata: dict[str, str], content_type: str) -> str:
+        store = self.core.store
+        try:
+            return store.put(key, body, metadata=metadata, content_type=content_type, if_none_match=self._asks_first)
+        except ConditionFailedError:
+            there = store.head(key)
+            if there.metadata == metadata:
+                return there.etag  # it was this very request, whose first answer got lost
+            raise error(errno.EEXIST) from None
+        except StoreError as failed:
+            if not self._asks_first or failed.status not in (400, 501):
+                raise
+            self._asks_first = False  # a store without conditions
+            return store.put(key, body, metadata=metadata, content_type=content_type)
 
     def store_directory_attributes(self, node: Node) -> None:
         """mode, owner or times of a directory were set: its marker carries them."""
@@ -166,7 +186,8 @@ class Namespace:
         core = self.core
         try:
             assert node.parent is not None
-            core.stored.announce(node.parent)  # what kind of file it is stands in its metadata
+            if not node.is_file or core.stored.differs(node):
+                core.stored.announce(node.parent)  # what kind of file it is stands in its metadata
             metadata, content_type = core.committer.metadata_of(node)
             node.etag = core.store.put(core.key_of(node), bytearray(body), metadata=metadata, content_type=content_type)
         except BaseException:
@@ -197,9 +218,9 @@ class Namespace:
             raise error(errno.EISDIR)
         with self.files.wanted(node.file):
             key = self.core.key_of(node)
-            self.keep_for_open_handles(node)
-            if node.etag is not None or self.core.committer.covers(node):
-                self.core.store.delete(key)
+            with self.kept_for_open_handles(node):
+                if node.etag is not None or self.core.committer.covers(node):
+                    self.core.store.delete(key)
             self.gone(node)
             self.unsave(node)
         self.keep_directory(parent)
@@ -209,8 +230,22 @@ class Namespace:
         if node is not None and node.draft is not None:
             node.draft.unsave()
 
-    def keep_for_open_handles(self, node: Node) -> None:
-        """Before the object goes: what open handles may still read is brought here, or copied aside when it is large."""
+    @contextmanager
+    def kept_for_open_handles(self, node: Node) -> Iterator[None]:
+        """While the object goes: what open handles may still read is brought here, or copied aside when it is large."""
+        self._keep_for_open_handles(node)
+        draft, aside = node.draft, node.file.aside
+        try:
+            yield
+        except BaseException:
+            if aside is not None and draft is not None and draft.base is not None and not node.unlinked:  # it did not go
+                draft.base.key, draft.base.etag = self.core.key_of(node), node.etag or ""
+                node.file.aside = None
+                with suppress(StoreError):
+                    self.core.store.delete(aside)
+            raise
+
+    def _keep_for_open_handles(self, node: Node) -> None:
         core, state = self.core, node.file
         core.committer.abandon_of(node)
         if not state.opens or node.etag is None:

@@ -54,16 +54,17 @@ class FileState:
 class DirState:
     """What is known of a directory's entries.
 
-    `listed_at`: when the listing that `entries` came from was asked for (monotonic seconds; 0: never). `used_late`: names
-    that are not there and were answered for from it after its time. `changed`: when this mount itself last changed a name, so
-    that an older listing does not undo it. `probes` and `big_until` steer how one name is asked for, `walked` and `order`
-    notice a walk. `stores_attributes`: entries have attributes of their own in the bucket; `flag_of` is the marker's version
-    that said so. `directories_asked`: when the attributes of directories in it were last asked for (monotonic seconds).
+    `listed_at`: when the listing that `entries` came from was asked for (monotonic seconds; 0: never). `used`: when it last
+    answered. `changed`: when this mount itself last changed a name, so that an older listing does not undo it. `probes` and
+    `big_until` steer how one name is asked for, `walked` and `order` notice a walk. `stores_attributes`: entries have
+    attributes of their own in the bucket; `flag_of` is the marker's version that said so. `asked`: when its marker was last
+    read or written (monotonic seconds). `directories_asked`: when the attributes of directories in it were last asked for
+    (monotonic seconds).
     """
 
     entries: Entries = field(default_factory=Entries)
     listed_at: float = 0.0
-    used_late: set[str] = field(default_factory=set)
+    used: float = 0.0
     changed: dict[str, float] = field(default_factory=dict)
     probes: int = 0
     big_until: float = 0.0
@@ -71,6 +72,7 @@ class DirState:
     foreign_marker: str | None = None  # `dir` or `dir_$folder$`, which another program made
     stores_attributes: bool = False
     flag_of: str | None = None
+    asked: float = 0.0
     directories_asked: float = 0.0
     walked: int = 0
     left_out: int = 0  # keys the listing does not show

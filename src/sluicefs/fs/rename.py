@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sluicefs.errors import ConditionFailedError, NotFoundError, StoreError
@@ -123,6 +124,10 @@ def _require_version(store: Store, key: str, etag: str) -> None:
         raise ConditionFailedError(f"{key} was replaced by someone else")
 
 
+def _version(info: ObjectInfo) -> tuple[str, float]:
+    return info.etag, info.modified
+
+
 class Renames:
     """Renames of one mount."""
 
@@ -130,7 +135,9 @@ class Renames:
         self.core = core
         self.files = files
         self.names = names
-        self._leftovers: list[str] = []  # old keys that could not be deleted yet
+        self._leftovers: list[ObjectInfo] = []  # objects under old names that could not be deleted yet
+        self._changed = threading.Condition()
+        self._claimed: list[str] = []  # the prefixes that renames of directories under way read and write
 
     def rename(self, parent: Node, name: str, new_parent: Node, new_name: str) -> None:
         """rename(2): over an existing file or an empty directory too; open handles go on."""
@@ -156,9 +163,10 @@ class Renames:
                 self._file(node, target, new_parent, new_name)
                 self.names.keep_directory(parent)
             return
-        if target is not None:
-            self.names.require_empty(target)
-        self._directory(node, target, new_parent, new_name)
+        with self._claims(node, new_parent, new_name) as (old_prefix, new_prefix):
+            if target is not None:
+                self.names.require_empty(target)
+            self._directory(node, target, new_parent, new_name, old_prefix, new_prefix)
         with self.names.gate.shared():
             self.names.keep_directory(parent)
 
@@ -174,14 +182,14 @@ class Renames:
                 new_key = core.table.prefix_of(new_parent) + new_name
             core.stored.learn(node)
             if target is not None:
-                self.names.keep_for_open_handles(target)
+                locks.enter_context(self.names.kept_for_open_handles(target))
             if node.etag is None:  # never sent: it goes to its new name when it is
                 self._move(node, target, new_parent, new_name)
                 covers = target is not None and (target.etag is not None or core.committer.covers(target))
                 self.files.renamed_unsent(node, old_key, covers)
                 self.names.unsave(target)
                 return
-            before = node.ctime_ns, node.own, node.name
+            before = node.ctime_ns, node.own, node.name, node.etag
             node.ctime_ns = time.time_ns()
             # The copy's Last-Modified is now, so a listing would show a new time for what was written long ago.
             node.own = node.own or abs(node.ctime_ns - node.mtime_ns) > NEAR
@@ -194,10 +202,10 @@ class Renames:
                 core.directories.replaced(node)
                 raise error(errno.ESTALE, f"{old_key} was replaced or deleted by someone else") from None
             except BaseException:
-                node.ctime_ns, node.own, _ = before
+                node.ctime_ns, node.own, *_ = before
                 raise
             self.names.unsave(target)
-            self._delete_old(old_key, None if target is not None else new_key)
+            self._delete_old(old_key, before[3], None if target is not None else new_key)
             self._move(node, target, new_parent, new_name)
             with core.lock:
                 node.metadata, node.complete = metadata, True
@@ -205,17 +213,41 @@ class Renames:
                 self.files.rebase(node, new_key, etag)
             core.committer.moved(node)
 
-    def _delete_old(self, old_key: str, new_key: str | None) -> None:
-        """The copy is made: take the old name away. If that fails, take the copy back, unless it replaced something."""
+    def _delete_old(self, old_key: str, etag: str, new_key: str | None) -> None:
+        """The copy is made: take the old name away. If that fails, take the copy back, unless it replaced something.
+
+        Never the copy of an object that may be gone all the same: the request can have arrived, and its answer got lost.
+        """
+        store = self.core.store
         try:
-            self.core.store.delete(old_key)
+            store.delete(old_key)
         except StoreError as failed:
-            if new_key is None:
-                log.error("%s was renamed, but its old name could not be deleted and is tried again later: %s", old_key, failed)
-                self._leftovers.append(old_key)
+            try:
+                there = store.head(old_key)
+            except NotFoundError:
                 return
-            self.core.store.delete_many([new_key])
-            raise
+            except StoreError:
+                log.error("%s was copied to its new name, and whether its old one is still there is not known", old_key)
+                raise failed from None
+            if new_key is not None:
+                store.delete_many([new_key])
+                raise
+            log.error("%s was renamed, but its old name could not be deleted and is tried again later: %s", old_key, failed)
+            if there.etag == etag:
+                self._leftovers.append(there)
+
+    def _delete_leftovers(self) -> None:
+        """What earlier renames could not delete, unless somebody wrote under that name since."""
+        store, left, self._leftovers = self.core.store, self._leftovers, []
+        for info in left:
+            try:
+                there = store.head(info.key)
+                if _version(there) == _version(info):
+                    store.delete(info.key)
+            except NotFoundError:
+                continue
+            except StoreError:
+                self._leftovers.append(info)
 
     def _move(self, node: Node, target: Node | None, new_parent: Node, new_name: str) -> None:
         """The new name counts."""
@@ -237,20 +269,42 @@ class Renames:
 
     # -- directories ------------------------------------------------------------------------------------------------------
 
-    def _directory(self, node: Node, target: Node | None, new_parent: Node, new_name: str) -> None:
+    @contextmanager
+    def _claims(self, node: Node, new_parent: Node, new_name: str) -> Iterator[tuple[str, str]]:
+        """(prefix of a directory, its new one), with no other directory's rename above or below either until this one is over.
+
+        The kernel lets two go on at once if neither leaves its parent.
+        """
+        core = self.core
+        with self._changed:
+            while True:
+                with core.lock:
+                    mine = core.table.prefix_of(node), join_key(core.table.prefix_of(new_parent), new_name, directory=True)
+                if not any(a.startswith(b) or b.startswith(a) for a in mine for b in self._claimed):
+                    break
+                self._changed.wait()
+            self._claimed += mine
+        try:
+            yield mine
+        finally:
+            with self._changed:
+                for prefix in mine:
+                    self._claimed.remove(prefix)
+                self._changed.notify_all()
+
+    def _directory(
+        self, node: Node, target: Node | None, new_parent: Node, new_name: str, old_prefix: str, new_prefix: str
+    ) -> None:
         """Copy every key below, re-parent the node, delete the old keys. A failure before the re-parent undoes the copies."""
         core = self.core
         if self._leftovers:
-            self._leftovers = [key for key, _ in core.store.delete_many(self._leftovers)]
+            self._delete_leftovers()
         for below in self._files_below(node):
             self.files.upload(below)
-        with core.lock:
-            old_prefix = core.table.prefix_of(node)
-            new_prefix = join_key(core.table.prefix_of(new_parent), new_name, directory=True)
-        core.stored.learn(node)
-        copied: dict[str, tuple[str, str]] = {}  # old key: (version copied, ETag of the copy)
+        core.stored.learn_again(node)
+        copied: dict[str, tuple[ObjectInfo, str]] = {}  # old key: (version copied, ETag of the copy)
         aged: set[str] = set()
-        moved = False
+        moved, started = False, time.time_ns()
         try:
             self._copy_below(old_prefix, new_prefix, copied, aged, rounds=1)
             if core.stored.differs(node):
@@ -258,6 +312,7 @@ class Renames:
             with self.names.gate.alone(), ExitStack() as locks:
                 for below in sorted(self._files_below(node), key=lambda n: n.ino):
                     locks.enter_context(below.file.lock)
+                self._copy_again_what_changed(node, copied, started)
                 if not self._copy_below(old_prefix, new_prefix, copied, aged, rounds=ROUNDS):
                     raise error(errno.EBUSY, f"{old_prefix} is being changed by someone else")
                 metadata, content_type = core.stored.metadata_of(node)
@@ -279,15 +334,24 @@ class Renames:
             raise
         for key, why in core.store.delete_many(old_keys):
             log.error("%s was copied to its new name but could not be deleted, and is tried again later: %s", key, why)
-            self._leftovers.append(key)
+            if key in copied:
+                self._leftovers.append(copied[key][0])
         log.info("renamed %s to %s: %d objects", old_prefix, new_prefix, len(copied))
+
+    def _copy_again_what_changed(self, node: Node, copied: dict[str, tuple[ObjectInfo, str]], started: int) -> None:
+        """Attributes set here since `started` (nanoseconds): a listing does not always tell, as the ETag stays."""
+        with self.core.lock:
+            for below in self.core.table.below(node):
+                if below.ctime_ns >= started and (key := self.core.table.key_of(below)) in copied:
+                    info, etag = copied[key]
+                    copied[key] = replace(info, etag=""), etag
 
     def _files_below(self, node: Node) -> list[Node]:
         with self.core.lock:
             return [below for below in self.core.table.below(node) if isinstance(below.state, FileState)]
 
     def _copy_below(
-        self, old_prefix: str, new_prefix: str, copied: dict[str, tuple[str, str]], aged: set[str], *, rounds: int
+        self, old_prefix: str, new_prefix: str, copied: dict[str, tuple[ObjectInfo, str]], aged: set[str], *, rounds: int
     ) -> bool:
         """Copy what is new or changed since `copied`, 64 keys at a time, until a listing finds nothing to do (True).
 
@@ -315,7 +379,7 @@ class Renames:
                 core.store.delete_many(new_prefix + key[len(old_prefix) :] for key in withdrawn)
                 for key in withdrawn:
                     del copied[key]
-            todo = [info for key, info in there.items() if copied.get(key, ("", ""))[0] != info.etag]
+            todo = [info for key, info in there.items() if key not in copied or _version(copied[key][0]) != _version(info)]
             if not todo:
                 return True
 
@@ -327,7 +391,7 @@ class Renames:
 
             for number, (info, etag) in enumerate(core.stored.pool.map(copy, todo), 1):
                 if etag is not None:
-                    copied[info.key] = (info.etag, etag)
+                    copied[info.key] = (info, etag)
                 if time.monotonic() - reported > REPORT:
                     reported = time.monotonic()
                     log.info("renaming %s: %d of %d objects, %.0f s", old_prefix, number, len(todo), reported - started)
@@ -343,7 +407,7 @@ class Renames:
             )
         return copy_object(store, info.key, new_key, info.size, info.etag)
 
-    def _follow(self, node: Node, old_prefix: str, copied: dict[str, tuple[str, str]], aged: set[str]) -> None:
+    def _follow(self, node: Node, old_prefix: str, copied: dict[str, tuple[ObjectInfo, str]], aged: set[str]) -> None:
         """Every known node below now means the copy. The locks of the files are held."""
         core = self.core
         with core.lock:

@@ -87,7 +87,7 @@ class StoredAttributes:
             info = core.store.head(key)
         except NotFoundError:
             if node.is_dir:
-                node.complete = True
+                node.complete, node.dir.stores_attributes, node.dir.asked = True, False, time.monotonic()
                 return
             if node.draft is not None:
                 return
@@ -98,6 +98,12 @@ class StoredAttributes:
             raise error(errno.ESTALE, f"{key} was replaced by someone else")
         with core.lock:
             self.take(node, info)
+
+    def learn_again(self, node: Node) -> None:
+        """`learn`, also where another mount may have changed a directory's marker since: what it says must not be undone."""
+        if node.is_dir and time.monotonic() - node.dir.asked > self.core.config.attr_ttl:
+            node.complete = False
+        self.learn(node)
 
     def take(self, node: Node, info: ObjectInfo) -> None:
         """Let a node have the attributes of its own object; what changed here meanwhile stays. Under `Core.lock`."""
@@ -110,6 +116,7 @@ class StoredAttributes:
             raise error(errno.ESTALE, f"{info.key} is another kind of file than it looked")
         if node.is_dir:
             node.dir.stores_attributes = (info.metadata or {}).get(FLAG) == "1"
+            node.dir.asked = time.monotonic()
             if mtime > int(core.started * 1e9):  # entries came or went
                 node.mtime_ns, node.ctime_ns = max(mtime, node.mtime_ns), max(ctime, node.ctime_ns)
         elif node.draft is not None:
@@ -188,9 +195,7 @@ class StoredAttributes:
         core, state = self.core, node.dir
         if core.config.attrs == "listing" or state.stores_attributes:
             return
-        if time.monotonic() - node.checked > core.config.attr_ttl:
-            node.complete = False  # somebody else may have stored attributes of the directory since
-        self.learn(node)
+        self.learn_again(node)
         metadata = dict(node.metadata or {})
         if not state.stores_attributes:
             metadata[FLAG] = "1"
@@ -198,7 +203,7 @@ class StoredAttributes:
             etag = core.store.put(key, bytearray(), metadata=metadata, content_type=attributes.DIRECTORY_TYPE)
             state.stores_attributes = True
             state.marker = ObjectInfo(key, 0, etag, time.time())
-            state.flag_of = None
+            state.flag_of, state.asked = None, time.monotonic()
         node.metadata, node.complete = metadata, True
 
     def differs(self, node: Node) -> bool:

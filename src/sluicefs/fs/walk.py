@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 # Listing this many subdirectories of one directory within a walk's time makes a walk.
 SUBDIRECTORIES = 2
 KEPT_LISTINGS = 20_000  # directories listed ahead and not asked for yet
+PAUSE = 1.0  # seconds without a directory asked for: the walk is over, and what was listed ahead is old
 SMALL = 1024 * 1024  # an object of up to this size is one GET
 # Files opened one after the other in listing order before siblings are fetched: three in a row by chance are rare.
 IN_ORDER = 3
@@ -35,6 +36,8 @@ class Walks:
     def __init__(self, core: Core):
         self.core = core
         self._listings: OrderedDict[str, tuple[Listing, float]] = OrderedDict()
+        self._used = 0.0  # when the last one was asked for (monotonic seconds)
+        self._changes = 0  # of names, by this mount
 
     # -- directories ----------------------------------------------------------------------------------------------------
 
@@ -63,6 +66,10 @@ class Walks:
 
     def _take(self, prefix: str, walk: float) -> tuple[Listing, float] | None:
         with self.core.lock:
+            now = time.monotonic()
+            if now - self._used > PAUSE:
+                self._listings.clear()
+            self._used = now
             found = self._listings.pop(prefix, None)
         return found if found is not None and time.monotonic() - found[1] <= walk else None
 
@@ -74,7 +81,7 @@ class Walks:
 
     def _list_flat(self, above: str, prefix: str, before: str | None) -> None:
         """One page of all keys below `above` and after `before`: keep the listing of every directory that it shows whole."""
-        started = time.monotonic()
+        started, changes = time.monotonic(), self._changes
         page = self.core.store.list(above, start_after=before)
         found: dict[str, Listing] = {}
         last = page.objects[-1].key if page.objects else ""
@@ -97,6 +104,9 @@ class Walks:
         if keys != sorted(keys, key=str.encode):
             return  # not in the order of S3: what is whole cannot be told
         with self.core.lock:
+            self._used = time.monotonic()
+            if self._changes != changes:
+                return
             for directory, listing in found.items():
                 if page.token is not None and last.startswith(directory):
                     continue  # it may go on on the next page
@@ -106,6 +116,7 @@ class Walks:
 
     def forget(self) -> None:
         """This mount changed a name: what was listed ahead may be wrong now. Under `Core.lock`."""
+        self._changes += 1
         if self._listings:
             self._listings.clear()
 

@@ -21,8 +21,15 @@ if TYPE_CHECKING:
 
 OWN = b"user.sluicefs."
 ETAG, CONTENT_TYPE, STORAGE_CLASS = OWN + b"etag", OWN + b"content_type", OWN + b"storage_class"
-# What the kernel itself would ask before every write, and access rules that nothing here would enforce.
-REFUSED = (b"security.", b"system.")
+# Not security.*, which the kernel itself would ask for before every write, nor system.*, rules that nothing here would enforce.
+SPACES = (b"user.", b"trusted.")
+
+
+def _require_space(name: bytes) -> None:
+    if not name.startswith(SPACES):
+        raise error(errno.EOPNOTSUPP)
+    if name in SPACES:
+        raise error(errno.EINVAL)
 
 
 class ExtendedAttributes:
@@ -34,9 +41,10 @@ class ExtendedAttributes:
         self.namespace = names
 
     def get(self, node: Node, name: bytes) -> bytes:
-        """The value. ENODATA where there is none."""
-        if name.startswith(REFUSED):
+        """The value. ENODATA where there is none, EOPNOTSUPP where there can be none."""
+        if name.startswith(b"security."):
             raise error(errno.ENODATA)
+        _require_space(name)
         value = self._own(node, name) if name.startswith(OWN) else self._stored(node).get(name)
         if value is None:
             raise error(errno.ENODATA)
@@ -44,18 +52,15 @@ class ExtendedAttributes:
 
     def names(self, node: Node) -> list[bytes]:
         """The names that were set."""
-        return [name for name in self._stored(node) if not name.startswith(REFUSED)]
+        return [name for name in self._stored(node) if name.startswith(SPACES)]
 
     def set(self, node: Node, name: bytes, value: bytes | None) -> None:
         """Set, or with None remove. E2BIG: a value no object could carry. ENOSPC: no room beside the others."""
-        if name.startswith(REFUSED):
-            raise error(errno.EOPNOTSUPP)
-        if node.unlinked:
-            return
+        _require_space(name)
         core = self.core
         if value is not None and len(value) > core.stored.limit:
             raise error(errno.E2BIG)
-        core.stored.learn(node)
+        core.stored.learn_again(node)
         before, before_type = node.metadata, node.content_type
         if name.startswith(OWN):
             if name != CONTENT_TYPE or value is None or not node.is_file:
