@@ -178,9 +178,7 @@ def fill(bucket: Bucket) -> None:
         store.close()
 
 
-def run(
-    server: DevServer, home: Path, timeout: float, rules: list[str] | None, options: list[str], calls: str = "all"
-) -> Case:
+def run(server: DevServer, home: Path, timeout: float, rules: list[str] | None, options: list[str], calls: str = "all") -> Case:
     """Mount, measure `calls` ("quick" or "all"), unmount."""
     home.mkdir()
     for bucket in new_bucket(server):
@@ -236,7 +234,7 @@ def show(name: str, case: Case) -> None:
 def judge(cases: dict[str, Case], timeout: float) -> int:
     rows = [(seconds, call, fault, outcome) for fault, case in cases.items() for call, (seconds, outcome) in case.took.items()]
     seconds, call, fault, _ = max(rows)
-    print(f"\nThe longest: {call} under {fault}, {seconds:.1f} s = {seconds / timeout:.1f} x --timeout; the bound is {bound()} x.")
+    print(f"\nThe longest: {call} under {fault}, {seconds:.1f} s = {seconds / timeout:.1f} x --timeout; the bound: {bound()} x")
     wrong = [row for row in rows if row[0] > bound() * timeout or row[3] in ("HANGS", "ENOENT")]
     wrong += [(0.0, "every call", fault, "does not work again") for fault, case in cases.items() if not case.works_again]
     for seconds, call, fault, outcome in wrong:

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from sluicefs.engine import SpanSet
-from sluicefs.staging.folder import Staging, sync_folder
+from sluicefs.staging.folder import Staging, leave_some, sync_folder
 
 COPY = 1 << 20
 
@@ -122,7 +122,9 @@ class StagingFile:
     def open(self, path: str, spans: list[tuple[int, int]]) -> None:
         """Be the data file of a record, with its bytes at `spans`."""
         self._path = path
-        self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        leave_some(fd)
+        self._fd = fd
         if spans and os.fstat(self._fd).st_size < spans[-1][1]:
             raise OSError(errno.EIO, f"{path} is shorter than it should be")
         for start, end in spans:
