@@ -18,7 +18,7 @@ from contextlib import suppress
 
 from sluicefs.engine import DirtyMemory, Extents, SpanSet
 from sluicefs.fs.nodes import Version
-from sluicefs.staging import Journal, Record, Staging, StagingFile
+from sluicefs.staging import Journal, Record, Staging, StagingFile, checks
 
 ReadBase = Callable[[int, int], object]  # (offset, length) -> bytes of the base version
 
@@ -293,7 +293,9 @@ class Draft:
             for index in self.extents.indices():
                 self._spill_chunk(index)
             record.present = list(self.staged)
-            record.file = self._file.persist(journal.folder, record.present)
+            record.file, record.sums = self._file.persist(journal.folder, record.present)
+        else:
+            record.sums = [checks.of_bytes(body)]
         journal.put(record, body)
         self.saved_version = version
         if body is not None:
@@ -304,7 +306,7 @@ class Draft:
         """What is said about the data changed (name, attributes, base), not the data. Durable, if `wait`."""
         assert self.saved is not None
         journal, old = self.saved
-        record.changed, record.present, record.size = old.changed, old.present, old.size
+        record.changed, record.present, record.sums, record.size = old.changed, old.present, old.sums, old.size
         record.base_limit, record.replaced, record.file = old.base_limit, old.replaced, old.file
         if record.base is None and old.base is not None and self.base is not None:
             record.base = old.base
@@ -351,13 +353,14 @@ class Draft:
             self.changed.add(start, end)
         if record.file is None:
             body = memoryview(journal.body(record.id))
+            checks.check_bytes(body, record.sums)
             for start, end in record.present:
                 if len(body) < end - start:
                     raise OSError(errno.EIO, "the journal holds less than it should")
                 self.extents.write(start, body[: end - start])
                 body = body[end - start :]
         else:
-            self._file.open(os.path.join(journal.folder, record.file), record.present)
+            self._file.open(os.path.join(journal.folder, record.file), record.present, record.sums)
             for start, end in record.present:
                 self.staged.add(start, end)
         self.saved = journal, record

@@ -108,7 +108,7 @@ class Staging:
         taken = []
         for left in _free(self.root):
             named = {record.file for record in left.journal.records()}
-            if left.journal.unreadable:
+            if left.journal.damaged:
                 named.update(os.listdir(left.path))  # the damaged rows may name any of them
             for name in os.listdir(left.path):
                 if name not in FILES and name not in named:
