@@ -368,7 +368,11 @@ class Files:
         if core.stored.differs(node):
             core.stored.announce(parent)
         metadata, content_type = core.stored.metadata_of(node)
-        new_etag = core.store.copy(key, key, metadata=metadata, content_type=content_type, if_source_match=etag)
+        try:
+            new_etag = core.store.copy(key, key, metadata=metadata, content_type=content_type, if_source_match=etag)
+        except OSError:
+            node.checked = 0.0  # it may have been carried out: whoever opens the file next asks for its ETag first
+            raise
         with core.lock:
             node.metadata, node.complete = metadata, True
             self.rebase(node, key, new_etag)
