@@ -8,6 +8,8 @@ STAMPS := build/stamps
 TESTS  ?= tests/unit tests/contract tests/fuzz tests/model tests/mount tests/faults
 PYTEST := $(BIN)/python -m pytest
 PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile
+# The watchdog's look at a running interpreter can crash it.
+PATIENT := --timeout=0 -o faulthandler_timeout=0
 PIP    := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 EXT    := $(shell find ext -name '*.pyx' -o -name '*.pxd')
@@ -63,7 +65,7 @@ test-mount: $(STAMPS)/engine $(STAMPS)/programs
 
 # New examples for FUZZ_MINUTES (60) in all.
 fuzz: $(STAMPS)/engine $(STAMPS)/programs
-	FUZZ_MINUTES=$${FUZZ_MINUTES:-60} $(PYTEST) tests/fuzz --timeout=0 $(ARGS)
+	FUZZ_MINUTES=$${FUZZ_MINUTES:-60} $(PYTEST) tests/fuzz $(PATIENT) $(ARGS)
 
 # SOAK_MINUTES (60): mixed load with faults on one mount; build/soak has the plot.
 soak: $(STAMPS)/engine $(STAMPS)/programs
@@ -71,7 +73,7 @@ soak: $(STAMPS)/engine $(STAMPS)/programs
 
 # The tests that take long: hundreds of SIGKILLs, thousands of crashes.
 crash: $(STAMPS)/engine $(STAMPS)/programs
-	$(PYTEST) tests -m soak --timeout=0 $(ARGS)
+	$(PYTEST) tests -m soak $(PATIENT) $(ARGS)
 
 # WORKLOAD, CONTESTANTS: some of them, by name. ROUNDS=5: all of that many, full sizes, no limit of time. MINUTES: another limit.
 bench: $(STAMPS)/bench $(STAMPS)/programs
@@ -81,18 +83,18 @@ bench-quick: $(STAMPS)/bench $(STAMPS)/programs
 	$(BIN)/python -m benchmarks run --quick $(ARGS)
 
 bench-engine: $(STAMPS)/bench
-	$(PYTEST) benchmarks/bench_engine.py --timeout=0 $(ARGS)
+	$(PYTEST) benchmarks/bench_engine.py $(PATIENT) $(ARGS)
 
 # The same tests on an engine built with the address and undefined-behaviour sanitizers.
 sanitize: $(STAMPS)/engine $(STAMPS)/programs
 	SANITIZE=1 $(BIN)/python setup.py --quiet build --build-base build/sanitize --build-lib build/sanitize/lib
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
-	  PYTHONMALLOC=malloc PYTHONPATH=build/sanitize/lib $(PYTEST) tests/unit tests/model --timeout=0 -m 'not soak' $(ARGS)
+	  PYTHONMALLOC=malloc PYTHONPATH=build/sanitize/lib $(PYTEST) tests/unit tests/model $(PATIENT) -m 'not soak' $(ARGS)
 
 cover: $(STAMPS)/engine $(STAMPS)/programs
 	COVERAGE=1 $(BIN)/python setup.py --quiet build --build-base build/cover --build-lib build/cover/lib
 	@rm -rf build/coverage && mkdir -p build/coverage
-	PYTHONPATH=build/cover/lib $(BIN)/coverage run -m pytest $(TESTS) --timeout=0 -m 'not soak' $(ARGS)
+	PYTHONPATH=build/cover/lib $(BIN)/coverage run -m pytest $(TESTS) $(PATIENT) -m 'not soak' $(ARGS)
 	$(BIN)/coverage combine --quiet && $(BIN)/coverage report && $(BIN)/coverage html --quiet -d build/coverage/html
 	@find ext -name '*.c' -delete
 

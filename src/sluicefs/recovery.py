@@ -16,7 +16,7 @@ import platformdirs
 from sluicefs.config import Config
 from sluicefs.errors import SluiceError
 from sluicefs.fs.filesystem import FileSystem
-from sluicefs.staging import Journal, Left, Record, scan
+from sluicefs.staging import Journal, Left, Record, checks, scan
 from sluicefs.store.api import Store
 
 PIECE = 1 << 20
@@ -24,7 +24,10 @@ PIECE = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Unsent:
-    """One file that is not in its bucket. `pending`: the next mount sends it by itself. Bytes; seconds since the epoch."""
+    """One file that is not in its bucket. `pending`: the next mount sends it by itself. Bytes; seconds since the epoch.
+
+    `damaged`: the local disk has not kept it as it was written. It is never sent, and stays until somebody takes it.
+    """
 
     endpoint: str
     bucket: str
@@ -36,6 +39,7 @@ class Unsent:
     pending: bool
     error: str
     root: str
+    damaged: bool = False
 
 
 def staging_root() -> str:
@@ -44,14 +48,18 @@ def staging_root() -> str:
 
 
 def find(bucket: str | None = None, mountpoint: str | None = None) -> list[Unsent]:
-    """What is unsent of mounts that are gone, oldest first; of one bucket or one mountpoint if asked for. OSError."""
+    """What is unsent of mounts that are gone, oldest first; of one bucket or one mountpoint if asked for. OSError.
+
+    Reads all of it, to see whether it is undamaged.
+    """
     found = []
     for root in _roots():
         for left in scan(root):
             try:
                 about = left.journal.about()
                 if _wanted(about, bucket, mountpoint):
-                    found += [_unsent(root, about, record) for record in left.journal.records()]
+                    found += [_unsent(root, about, left, record) for record in left.journal.records()]
+                    found += [_unreadable(root, about, left, key) for key in left.journal.damaged]
             finally:
                 left.release()
     return sorted(found, key=lambda unsent: unsent.at)
@@ -82,32 +90,40 @@ def upload(config: Config, store: Store, root: str) -> dict[str, str]:
     try:
         fs.take_over(everything=True)
         failed = fs.sync_all()
-        return {node.name: str(error) for node, error in failed if node.draft is not None}
+        return fs.files.writeback.damaged | {node.name: str(error) for node, error in failed if node.draft is not None}
     finally:
         fs.close()
 
 
-def save(folder: str, root: str, bucket: str, open_store: Callable[[], Store]) -> list[tuple[str, str]]:
-    """Write everything left below `root` into `folder`, by key, and forget it; returns (path, warning or "").
+def save(folder: str, root: str, bucket: str, open_store: Callable[[], Store]) -> Iterator[tuple[str, str]]:
+    """Write everything left below `root` into `folder`, by key, and forget it; gives (path, warning or "") of each.
 
     `open_store` is asked only for what needs bytes of the bucket; where those cannot be had, they are zeros, with a warning.
+    What cannot be read stays where it is: SluiceError, when all others are saved.
     """
-    done = []
+    failed: dict[str, str] = {}
     for left in scan(root):
         try:
             if left.journal.about().get("bucket") != bucket:
                 continue
             for record in left.journal.records():
                 path = _free_path(folder, record.key)
-                warning = _write(path, left, record, open_store)
+                try:
+                    warning = _write(path, left, record, open_store)
+                except OSError as error:
+                    failed[record.key] = str(error)
+                    continue
                 left.journal.forget(record.id)
                 if record.file is not None:
                     with suppress(OSError):
                         os.unlink(os.path.join(left.path, record.file))
-                done.append((path, warning))
+                yield path, warning
+            failed |= dict.fromkeys(left.journal.damaged, f"its record in {left.path} is damaged")
         finally:
             left.release()
-    return done
+    if failed:
+        names = ", ".join(f"{key} ({why})" for key, why in list(failed.items())[:5])
+        raise SluiceError(f"{len(failed)} files could not be saved and are still kept: {names}")
 
 
 def _roots() -> list[str]:
@@ -122,20 +138,42 @@ def _wanted(about: dict[str, str], bucket: str | None, mountpoint: str | None) -
     return (bucket is None or about.get("bucket") == bucket) and (mountpoint is None or about.get("mountpoint") == mountpoint)
 
 
-def _unsent(root: str, about: dict[str, str], record: Record) -> Unsent:
-    staged = sum(end - start for start, end in record.present)
+def _unsent(root: str, about: dict[str, str], left: Left, record: Record) -> Unsent:
+    damage = _damage(left, record)
     return Unsent(
         about.get("endpoint", ""),
         about.get("bucket", ""),
         about.get("prefix", ""),
         record.key,
         record.size,
-        staged,
+        sum(end - start for start, end in record.present),
         record.at,
         record.pending,
-        record.error,
+        damage or record.error,
         root,
+        bool(damage),
     )
+
+
+def _unreadable(root: str, about: dict[str, str], left: Left, key: str) -> Unsent:
+    """A row of the journal of which nothing but perhaps its key can be relied on."""
+    where = (about.get("endpoint", ""), about.get("bucket", ""), about.get("prefix", ""))
+    return Unsent(
+        *where, key, 0, 0, 0.0, False, f"its record in {left.path} is damaged; the folder is left as it is", root, True
+    )
+
+
+def _damage(left: Left, record: Record) -> str:
+    """What is wrong with the bytes of a record, "" if they are as they were written."""
+    try:
+        if record.file is None:
+            checks.check_bytes(left.journal.body(record.id), record.sums)
+        else:
+            with open(os.path.join(left.path, record.file), "rb") as file:
+                checks.check_file(file.fileno(), record.present, record.sums)
+    except OSError as error:
+        return f"{error.strerror} ({left.path})"
+    return ""
 
 
 def _free_path(folder: str, key: str) -> str:
@@ -152,7 +190,7 @@ def _free_path(folder: str, key: str) -> str:
 
 
 def _write(path: str, left: Left, record: Record, open_store: Callable[[], Store]) -> str:
-    warning = ""
+    warning = _damage(left, record)
     with open(path, "xb") as out:
         out.truncate(record.size)
         if record.base is not None:

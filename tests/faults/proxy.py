@@ -100,10 +100,14 @@ class FaultProxy:
                 self._rules.append(ActiveRule(Rule.parse(rule) if isinstance(rule, str) else rule, draws))
 
     def clear(self) -> None:
-        """Take all rules away; connections that stall are let go."""
+        """Take all rules away, and a refusal; connections that stall are let go."""
         with self._lock:
             self._rules.clear()
             self._epoch += 1
+            reopen, self._reopen = self._reopen, None
+        if reopen is not None:
+            reopen.cancel()
+            self._listen()
 
     def reset_counts(self) -> None:
         """Forget the requests seen so far."""
@@ -141,7 +145,7 @@ class FaultProxy:
 
     def _listen(self) -> None:
         with self._lock:
-            if self._closing.is_set():
+            if self._closing.is_set() or self._listener is not None:
                 return
             listener = socket.socket()
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from sluicefs.cache.segment import Damaged, Segment, digest_of, size_in
 from sluicefs.config import Config
 from sluicefs.fs.filesystem import FileSystem
-from sluicefs.staging import Staging
+from sluicefs.staging import Staging, checks
 from sluicefs.staging.journal import Journal, Record
 from sluicefs.store.memory import MemoryStore
 from tests.fuzz import FEW, FUZZ
 
 BODY = bytes(range(256)) * 40
+GOOD = {"dir/one": BODY, "two": BODY}
 ABOUT = {"bucket": "data", "endpoint": "http://localhost"}
 
 
@@ -32,9 +33,12 @@ def left_behind(root: str) -> str:
     journal = Journal(folder)
     journal.describe(ABOUT)
     spans = [(0, len(BODY))]
-    journal.put(Record("one", "dir/one", len(BODY), changed=spans, present=spans, at=1.0), BODY)
-    Path(folder, "data-two").write_bytes(BODY)
-    journal.put(Record("two", "two", len(BODY), changed=spans, present=spans, at=2.0, file="data-two"))
+    sums = [checks.of_bytes(BODY)]
+    journal.put(Record("one", "dir/one", len(BODY), changed=spans, present=spans, sums=sums, at=1.0), BODY)
+    with open(os.path.join(folder, "data-two"), "w+b", buffering=0) as file:
+        file.write(BODY)
+        sums = [checks.of_file(file.fileno(), spans)]
+    journal.put(Record("two", "two", len(BODY), changed=spans, present=spans, sums=sums, at=2.0, file="data-two"))
     journal.upload_has_id(journal.upload_begins("three"), "an id")
     journal.close()
     return folder
@@ -55,7 +59,7 @@ def mount_again(root: str) -> dict[str, bytes]:
 def test_undamaged_it_all_arrives() -> None:
     with tempfile.TemporaryDirectory() as root:
         left_behind(root)
-        assert mount_again(root) == {"dir/one": BODY, "two": BODY}
+        assert mount_again(root) == GOOD
         assert os.listdir(root) == []
 
 
@@ -75,8 +79,8 @@ def test_a_mount_starts_over_a_journal_with_damaged_bytes(damage: list[tuple[int
                 file.write(data)
             file.truncate(max(1, damage[0][0] % size) if cut else size)
         found = mount_again(root)
-        assert set(map(len, found.values())) <= {len(BODY), *(len(data) for data in found.values() if data != BODY)}
-        assert found.get("two") == BODY or os.path.exists(os.path.join(folder, "data-two")) or BODY in found.values()
+        assert found.items() <= GOOD.items(), "nothing damaged is sent"
+        assert "two" in found or os.path.exists(os.path.join(folder, "data-two"))
 
 
 @pytest.mark.parametrize("content", [b"", b"not a database at all" * 500, b"SQLite format 3\0"])
@@ -143,7 +147,20 @@ def test_a_damaged_row_harms_no_other(damage: tuple[str, Any]) -> None:
         finally:
             base.close()
         found = mount_again(root)
-        assert found.get("two") == BODY or value == "two"
+        assert found.items() <= GOOD.items(), "nothing damaged is sent"
+        assert "two" in found or value == "two"
+
+
+@FEW
+@given(st.integers(0, len(BODY) - 1), st.integers(1, 255))
+def test_a_damaged_data_file_is_not_sent_and_stays(at: int, change: int) -> None:
+    with tempfile.TemporaryDirectory() as root:
+        path = os.path.join(left_behind(root), "data-two")
+        damaged = bytearray(BODY)
+        damaged[at] ^= change
+        Path(path).write_bytes(damaged)
+        assert mount_again(root) == {"dir/one": BODY}
+        assert Path(path).read_bytes() == damaged
 
 
 @FEW
@@ -161,7 +178,7 @@ def test_a_damaged_upload_is_passed_over(key: Any, upload_id: Any, at: Any) -> N
             pass
         finally:
             base.close()
-        assert mount_again(root) == {"dir/one": BODY, "two": BODY}
+        assert mount_again(root) == GOOD
 
 
 def test_a_data_file_that_a_damaged_row_may_name_is_kept(tmp_path: Path) -> None:

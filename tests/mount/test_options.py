@@ -207,7 +207,8 @@ def test_read_only_sends_no_write_request_whatever_is_tried(user: User) -> None:
 
 
 ODD = ["new\nline", "per%cent", "%2F", "a+b", "a&b", "space ", " space", "back\\slash", "<xml>&amp;\"'", "emoji😀", "é"]
-ODD += ["tab\t", "~", "#", "?q=1", "*", "a;b", "..x", "...", "a%20b", "\u2028", "\ufeffbom", "日本語", "x" * 255, "Case", "case"]
+ODD += ["tab\t", "~", "#", "?q=1", "*", "a;b", "..x", "...", "a%20b", "\u2028", "\ufeffbom", "日本語", "x" * 255]
+ODD += ["Case", "case"]
 
 
 def test_names_of_any_characters(user: User) -> None:

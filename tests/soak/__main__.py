@@ -91,7 +91,7 @@ class Mount:
 
     def sample(self) -> dict[str, Any]:
         """Bytes, counts; what the daemon says of itself."""
-        status = json.loads(self.run("status", str(self.path), "--json").stdout)[0]
+        status = json.loads(self.run("status", str(self.path), "--json").stdout)
         pid = status["pid"]
         fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line)
         return {

@@ -127,5 +127,3 @@ class Worker(threading.Thread):
                 file.seek(start)
                 if file.read() != expected[start:]:
                     raise AssertionError(f"wrong bytes in {name} from {start}")
-
-

@@ -259,6 +259,20 @@ def test_a_completion_whose_answer_was_lost_counts_as_done(make: MakeStore) -> N
         store.close()
 
 
+@pytest.mark.parametrize("mtime", ["5.25", "6"], ids=["ours", "theirs"])
+def test_a_copy_onto_itself_whose_answer_was_lost_counts_as_done(make: MakeStore, mtime: str) -> None:
+    """It gives an object of several parts another ETag, so that the second try finds its source gone."""
+    there = answer("200 OK", **{"ETag": '"new"', "Last-Modified": "Tue, 24 Nov 2026 00:00:00 GMT", "x-amz-meta-mtime": "5.25"})
+    with ScriptedServer(reset, refusal("412 Failed", "PreconditionFailed"), there) as server:
+        store = make(server)
+        if mtime == "5.25":
+            assert store.copy("k", "k", metadata={"mtime": mtime}, if_source_match="old-2") == "new"
+        else:
+            with pytest.raises(ConditionFailedError):
+                store.copy("k", "k", metadata={"mtime": mtime}, if_source_match="old-2")
+        store.close()
+
+
 def test_cancelled_while_nothing_comes() -> None:
     with ScriptedServer(hang) as server:
         store = S3Store("bucket", endpoint=server.endpoint, credentials=("KEY", SECRET), timeout=30, light=True)

@@ -1,4 +1,4 @@
-"""Back mode on the reference store: many small files take neither memory nor descriptors, and the later of two records counts."""
+"""Back mode on the reference store: many small files take neither memory nor descriptors, the later of two records counts."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ def test_many_small_files_wait_in_the_journal_and_not_in_memory(tmp_path: Path) 
     fs = open_fs(store, tmp_path)
     limit = fs.core.dirty.limit
     inodes = {number: create(fs, number) for number in range(FILES)}
-    assert SIZE * FILES > limit
+    assert limit < SIZE * FILES
     assert fs.core.dirty.used <= limit
-    assert not [path for path in tmp_path.rglob("data-*")], "none needs a file, and a descriptor, of its own"
+    assert not list(tmp_path.rglob("data-*")), "none needs a file, and a descriptor, of its own"
     assert fs.files.unsent() == sum(len(content(number)) for number in range(FILES))
     assert [number for number, ino in inodes.items() if read(fs, ino) != content(number)] == []
     handle = fs.open(inodes[FILES - 1], os.O_RDWR)

@@ -60,7 +60,7 @@ def _which(what: str | None) -> tuple[str | None, str | None]:
 
 def _line(unsent: Unsent) -> str:
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unsent.at))
-    why = "sent by the next mount" if unsent.pending else unsent.error or "not sent"
+    why = "sent by the next mount" if unsent.pending and not unsent.damaged else unsent.error or "not sent"
     return f"{unsent.bucket}/{unsent.key}  {size(unsent.size)} ({size(unsent.staged)} unsent)  {when}  {why}"
 
 

@@ -18,7 +18,7 @@ from contextlib import suppress
 
 from sluicefs.engine import DirtyMemory, Extents, SpanSet
 from sluicefs.fs.nodes import Version
-from sluicefs.staging import Journal, Record, Staging, StagingFile
+from sluicefs.staging import Journal, Record, Staging, StagingFile, checks
 
 ReadBase = Callable[[int, int], object]  # (offset, length) -> bytes of the base version
 
@@ -334,7 +334,9 @@ class Draft:
             for index in self.extents.indices():
                 self._spill_chunk(index)
             record.present = list(self.staged)
-            record.file = self._file.persist(journal.folder, record.present)
+            record.file, record.sums = self._file.persist(journal.folder, record.present)
+        else:
+            record.sums = [checks.of_bytes(body)]
         journal.put(record, body)
         self.saved_version = version
         if body is not None:
@@ -345,7 +347,7 @@ class Draft:
         """What is said about the data changed (name, attributes, base), not the data. Durable, if `wait`."""
         assert self.saved is not None
         journal, old = self.saved
-        record.changed, record.present, record.size = old.changed, old.present, old.size
+        record.changed, record.present, record.sums, record.size = old.changed, old.present, old.sums, old.size
         record.base_limit, record.replaced, record.file = old.base_limit, old.replaced, old.file
         if record.base is None and old.base is not None and self.base is not None:
             record.base = old.base
@@ -392,11 +394,11 @@ class Draft:
         for start, end in record.changed:
             self.changed.add(start, end)
         if record.file is None:
-            if journal.body_size(record.id) < sum(end - start for start, end in record.present):
-                raise OSError(errno.EIO, "the journal holds less than it should")
+            for _ in _pieces(journal, record):
+                pass  # whole and undamaged; memory need not hold it before somebody asks
             self.shelved = True
         else:
-            self._file.open(os.path.join(journal.folder, record.file), record.present)
+            self._file.open(os.path.join(journal.folder, record.file), record.present, record.sums)
             for start, end in record.present:
                 self.staged.add(start, end)
         self.saved = journal, record
@@ -417,13 +419,8 @@ class Draft:
             self.shelved = False
 
     def _shelf(self) -> Iterator[tuple[int, memoryview]]:
-        """(offset, bytes) of what the journal has. OSError."""
         assert self.saved is not None
-        journal, record = self.saved
-        body = memoryview(journal.body(record.id))
-        for start, end in record.present:
-            yield start, body[: end - start]
-            body = body[end - start :]
+        return _pieces(*self.saved)
 
     @property
     def is_saved(self) -> bool:
@@ -459,3 +456,14 @@ class Draft:
             self.closed = True
             self.extents.clear()
             self._file.close(keep=self.saved[1].file if self.saved is not None else None)
+
+
+def _pieces(journal: Journal, record: Record) -> Iterator[tuple[int, memoryview]]:
+    """(offset, bytes) of what the journal itself holds of a file. OSError EIO where that is damaged or not all there."""
+    body = memoryview(journal.body(record.id))
+    checks.check_bytes(body, record.sums)
+    for start, end in record.present:
+        if len(body) < end - start:
+            raise OSError(errno.EIO, "the journal holds less than it should")
+        yield start, body[: end - start]
+        body = body[end - start :]

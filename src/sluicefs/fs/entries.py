@@ -108,7 +108,6 @@ def etag_of(packed: bytes) -> str:
     return f"{etag}-{parts}" if parts else etag
 
 
-
 def size_of(packed: bytes) -> int:
     """Bytes of the object of a packed entry."""
     size: int = _PACKED.unpack(packed)[0]

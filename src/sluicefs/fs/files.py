@@ -370,7 +370,11 @@ class Files:
         if core.stored.differs(node):
             core.stored.announce(parent)
         metadata, content_type = core.stored.metadata_of(node)
-        new_etag = copy_object(core.store, key, key, node.size, etag, metadata, content_type)
+        try:
+            new_etag = copy_object(core.store, key, key, node.size, etag, metadata, content_type)
+        except OSError:
+            node.checked = 0.0  # it may have been carried out: whoever opens the file next asks for its ETag first
+            raise
         with core.lock:
             node.metadata, node.complete = metadata, True
             self.rebase(node, key, new_etag)

@@ -57,6 +57,7 @@ class WriteBack:
         self._stopping = False
         self._threads: list[threading.Thread] = []
         self._limit: int | None = None
+        self.damaged: dict[str, str] = {}  # keys of what `take_over` could not bring back, and why; it stays where it is
 
     # -- what must survive ------------------------------------------------------------------------------------------------
 
@@ -195,6 +196,7 @@ class WriteBack:
         for left in core.staging.adopt():
             abort_left(core.store, core.staging, left)
             records = [record for record in left.journal.records() if record.pending or everything]
+            self.damaged |= dict.fromkeys(left.journal.damaged, f"its record in {left.path} is damaged")
             for record in records:
                 other, latest = found.get(record.key), (left.journal, record)
                 if other is not None:
@@ -209,7 +211,8 @@ class WriteBack:
             try:
                 nodes.append(self._restore(journal, record))
             except OSError as error:
-                log.error("unsent data of %s, in %s, cannot be read: %s", record.key, journal.folder, error)
+                log.error("unsent data of %s, in %s, is not sent and stays there: %s", record.key, journal.folder, error)
+                self.damaged[record.key] = str(error)
         if nodes:
             log.info("%d files that were not sent before a crash are sent now", len(nodes))
         return nodes
@@ -231,6 +234,10 @@ class WriteBack:
         if not record.key.startswith(prefix):
             raise OSError(errno.ESTALE, f"it is not below {prefix}")
         *folders, name = record.key[len(prefix) :].split("/")
+        base = record.base
+        draft = self.new_draft(core.version(base.key, base.etag, base.size) if base is not None else None, record.size)
+        draft.restore(journal, record)
+        draft.replaces = True  # it may have been sent just before the crash, and has to go when the file does
         with core.lock:
             parent = core.table.root
             for folder in folders:
@@ -245,10 +252,5 @@ class WriteBack:
             node = core.table.add(parent, name, 0o100000)
             core.directories.take_attributes(node, info)
             node.size, node.etag, node.complete = record.size, record.etag, record.complete
-            base = record.base
-            version = core.version(base.key, base.etag, base.size) if base is not None else None
-        draft = self.new_draft(version, record.size)
-        draft.restore(journal, record)
-        draft.replaces = True  # it may have been sent just before the crash, and has to go when the file does
         node.file.draft = draft
         return node

@@ -10,11 +10,11 @@ import errno
 import mmap
 import os
 import threading
-from collections.abc import Iterable
 from contextlib import suppress
 
 from sluicefs.engine import SpanSet
-from sluicefs.staging.folder import Staging, sync_folder
+from sluicefs.staging import checks
+from sluicefs.staging.folder import Staging, leave_some, sync_folder
 
 COPY = 1 << 20
 
@@ -29,6 +29,7 @@ class StagingFile:
         self._path = ""
         self._written = SpanSet()  # positions that hold something
         self._frozen = SpanSet()  # those that a journal record relies on
+        self._sums: dict[int, tuple[list[tuple[int, int]], str]] = {}  # by grain: what is summed up, the sum
         self._old: list[int] = []
 
     @property
@@ -42,6 +43,8 @@ class StagingFile:
             self._make()
             if self._frozen.touches(offset, offset + len(data)):
                 self._renew()
+            for grain, _ in checks.grains([(offset, offset + len(data))]):
+                self._sums.pop(grain, None)
             start = offset
             while len(data):
                 count = os.pwrite(self._fd, data, offset)
@@ -104,27 +107,38 @@ class StagingFile:
 
     # -- with a journal -----------------------------------------------------------------------------------------------------
 
-    def persist(self, folder: str, spans: Iterable[tuple[int, int]]) -> str:
-        """Durable, in `folder`, that of the journal; `spans` are not written over from now on. Returns the file's name."""
+    def persist(self, folder: str, spans: list[tuple[int, int]]) -> tuple[str, list[str]]:
+        """Durable, in `folder`, that of the journal; `spans` are not written over from now on. The file's name, its sums."""
         with self._lock:
             self._make()
             if os.path.dirname(self._path) != folder:  # the journal is that of a mount that was taken over
                 path = os.path.join(folder, self.name)
                 os.rename(self._path, path)
                 self._path = path
+            sums = [self._sum(number, there) for number, there in checks.grains(spans)]
             os.fsync(self._fd)
             sync_folder(folder)
             self._frozen = SpanSet()
             for start, end in spans:
                 self._frozen.add(start, end)
-            return self.name
+            return self.name, sums
 
-    def open(self, path: str, spans: list[tuple[int, int]]) -> None:
-        """Be the data file of a record, with its bytes at `spans`."""
+    def _sum(self, number: int, spans: list[tuple[int, int]]) -> str:
+        known, found = self._sums.get(number, ([], ""))
+        if known != spans:
+            found = checks.of_file(self._fd, spans)
+            self._sums[number] = spans, found
+        return found
+
+    def open(self, path: str, spans: list[tuple[int, int]], sums: list[str]) -> None:
+        """Be the data file of a record, with its bytes at `spans`. OSError EIO where `sums` say that they are damaged."""
         self._path = path
-        self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        leave_some(fd)
+        self._fd = fd
         if spans and os.fstat(self._fd).st_size < spans[-1][1]:
             raise OSError(errno.EIO, f"{path} is shorter than it should be")
+        checks.check_file(fd, spans, sums)
         for start, end in spans:
             self._written.add(start, end)
             self._frozen.add(start, end)
@@ -145,6 +159,7 @@ class StagingFile:
                     os.unlink(self._path)
                 self._fd, self._path = -1, ""
                 self._written, self._frozen = SpanSet(), SpanSet()
+                self._sums.clear()
 
     def close_old(self) -> None:
         """Nobody reads the files any more that this one is a copy of."""

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import logging
 import os
+import resource
 import shutil
 import threading
 import uuid
@@ -20,6 +21,9 @@ from dataclasses import dataclass
 from sluicefs.staging.journal import FILES, Journal, StartedUpload
 
 log = logging.getLogger(__name__)
+
+# Descriptors that data files leave to connections and the rest: without them nothing could be sent any more. At most a half.
+RESERVE = 128
 
 
 @dataclass(slots=True)
@@ -89,16 +93,22 @@ class Staging:
         return Left(path, lock, journal)
 
     def new_file(self) -> tuple[int, str]:
-        """A new data file: (file descriptor, path). OSError ENOSPC."""
+        """A new data file: (file descriptor, path). OSError ENOSPC, also where this process may open no more of them."""
         path = os.path.join(self._folder().path, f"data-{uuid.uuid4().hex}")
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), path
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            leave_some(fd)
+        except OSError:
+            os.unlink(path)
+            raise
+        return fd, path
 
     def adopt(self) -> list[Left]:
         """Take over what mounts that are gone left. Data files that no record names are deleted."""
         taken = []
         for left in _free(self.root):
             named = {record.file for record in left.journal.records()}
-            if left.journal.unreadable:
+            if left.journal.damaged:
                 named.update(os.listdir(left.path))  # the damaged rows may name any of them
             for name in os.listdir(left.path):
                 if name not in FILES and name not in named:
@@ -133,6 +143,14 @@ class Staging:
         for left in [*self.adopted, *([self._own] if self._own is not None else [])]:
             left.release()
         self.adopted, self._own = [], None
+
+
+def leave_some(fd: int) -> None:
+    """Close a data file just opened, with ENOSPC, where too few descriptors are left: the lowest free one is always taken."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit != resource.RLIM_INFINITY and fd >= limit - min(RESERVE, limit // 2):
+        os.close(fd)
+        raise OSError(errno.ENOSPC, f"{limit} open files are too few for so much unsent data: raise the limit (ulimit -n)")
 
 
 def scan(root: str) -> Iterator[Left]:

@@ -1,7 +1,7 @@
 """What a mount owes its bucket, in a SQLite file: unsent data of files, and multipart uploads that were begun.
 
-A call that returns has its change on disk (WAL, synchronous=FULL); calls made at the same time share one fsync. It must never
-hold the only word on whether bytes are good: a record counts only with the body or the data file it names.
+A call that returns has its change on disk (WAL, synchronous=FULL); calls made at the same time share one fsync. A record counts
+only with the body or the data file it names, and both only as their checksums say.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from sluicefs.staging import checks
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +57,7 @@ class Record:
     `changed` and not `present` is zeros. `etag`: the object under `key` when this was stored (None: there was none of this
     file). `complete`: `metadata` is all there is. `replaces`: another object is under `key`, which this one takes the place
     of. `pending`: to be sent without anybody asking; else the application was told of the failure, `error`, and `sluicefs
-    recover` decides. `at`: seconds since the epoch.
+    recover` decides. `at`: seconds since the epoch. `sums`: see `checks`, of the body or of the data file; [] where not known.
     """
 
     id: str
@@ -66,6 +68,7 @@ class Record:
     replaced: bool = True
     changed: list[Span] = field(default_factory=list)
     present: list[Span] = field(default_factory=list)
+    sums: list[str] = field(default_factory=list)
     etag: str | None = None
     replaces: bool = False
     metadata: dict[str, str] = field(default_factory=dict)
@@ -80,7 +83,16 @@ class Record:
         fields = asdict(self)
         for name in ("id", "key", "size", "pending", "at", "file"):
             del fields[name]
-        return json.dumps(fields)
+        return json.dumps(fields | {"check": self._check(json.dumps(fields))})
+
+    def _check(self, rest: str) -> str:
+        return checks.of_bytes(repr((self.id, self.key, self.size, self.pending, self.at, self.file, rest)).encode())
+
+    def verify(self, head: str) -> None:
+        """ValueError unless this is what was written with `head`."""
+        fields = json.loads(head)
+        if fields.pop("check", None) != self._check(json.dumps(fields)):
+            raise ValueError("its checksum is another")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +124,7 @@ class Journal:
         self._lock = threading.Lock()  # of the database
         self._waiting: list[_Ticket] = []
         self._queue = threading.Lock()  # of `_waiting`
-        self.unreadable = 0  # rows that `records` passed over: they stay, and so does what they may name
+        self.damaged: list[str] = []  # keys of rows that `records` passed over: they stay, and so does what they may name
         mode = "ro" if read_only else "rwc"
         try:
             self._base = sqlite3.connect(
@@ -162,16 +174,16 @@ class Journal:
         self._commit(("DELETE FROM files WHERE id=?", (identity,)))
 
     def records(self) -> list[Record]:
-        """All records, oldest first, without their bodies. Damaged rows are passed over, logged and counted in `unreadable`."""
+        """All records, oldest first, without their bodies. Damaged rows are passed over, logged and named in `damaged`."""
         rows = self._query("SELECT id, key, at, pending, size, head, file FROM files ORDER BY at, rowid")
         found = []
-        self.unreadable = 0
+        self.damaged = []
         for row in rows:
             try:
                 found.append(_record(*row))
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
                 log.error("journal %s: the record of %r is damaged and stays there: %r", self.path, row[1], error)
-                self.unreadable += 1
+                self.damaged.append(row[1] if isinstance(row[1], str) else repr(row[1]))
         return found
 
     def _newest(self) -> float:
@@ -190,11 +202,6 @@ class Journal:
         if not isinstance(body, (bytes, type(None))):
             raise OSError(errno.EIO, f"journal {self.path}: the data of {identity} is damaged")
         return body or b""
-
-    def body_size(self, identity: str) -> int:
-        """Bytes of the body of a record."""
-        rows = self._query("SELECT length(body) FROM files WHERE id=? AND typeof(body)='blob'", (identity,))
-        return int(rows[0][0]) if rows else 0
 
     # -- multipart uploads --------------------------------------------------------------------------------------------------
 
@@ -299,6 +306,7 @@ class Journal:
 def _record(identity: Any, key: Any, at: Any, pending: Any, size: Any, head: Any, file: Any) -> Record:
     """A row as it was written. Raises ValueError, TypeError, KeyError, AttributeError, RecursionError for a damaged one."""
     fields = json.loads(head)
+    del fields["check"]
     base = fields.pop("base")
     for name in ("changed", "present"):
         fields[name] = [(start, end) for start, end in fields[name]]
@@ -307,7 +315,7 @@ def _record(identity: Any, key: Any, at: Any, pending: Any, size: Any, head: Any
     record = Record(
         id=identity, key=key, at=at, pending=bool(pending), size=size, file=file, base=Base(**base) if base else None, **fields
     )
-    texts: list[Any] = [identity, key, record.error, *record.metadata, *record.metadata.values()]
+    texts: list[Any] = [identity, key, record.error, *record.metadata, *record.metadata.values(), *record.sums]
     texts += [text for text in (record.etag, record.content_type, file) if text is not None]
     texts += [record.base.key, record.base.etag] if record.base is not None else []
     for text in texts:
@@ -319,6 +327,7 @@ def _record(identity: Any, key: Any, at: Any, pending: Any, size: Any, head: Any
         raise ValueError("a field of another kind")
     if file is not None and (os.path.basename(file) != file or not file.startswith("data-")):
         raise ValueError(f"{file!r} is no data file of its folder")
+    record.verify(head)
     return record
 
 
