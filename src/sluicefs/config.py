@@ -160,7 +160,7 @@ def parse_mount_options(text: str) -> dict[str, Any]:
         elif name in OPTIONS:
             flags[name] = value if equals else True
         elif not _TOLERATED.fullmatch(word) and not key.startswith(_TOLERATED_KEYS):
-            raise InvalidMountConfigError(f"-o {word}: there is no such option{_guess(name, OPTIONS)}.")
+            raise InvalidMountConfigError(f"-o {word}: there is no such option{_guess(name, OPTIONS)}")
     return {name: _checked(name, value, "-o") for name, value in flags.items()}
 
 
@@ -252,7 +252,7 @@ def _split_document(document: dict[str, Any], where: str) -> tuple[dict[str, Any
                         f"{place}: {key!r} does not belong in this file, which may not hold secrets. Set AWS_ACCESS_KEY_ID and "
                         "AWS_SECRET_ACCESS_KEY (or R2_…), or use a profile in ~/.aws/credentials."
                     )
-                raise InvalidMountConfigError(f"{place}: there is no option {key!r}{_guess(key, OPTIONS)}.")
+                raise InvalidMountConfigError(f"{place}: there is no option {key!r}{_guess(key, OPTIONS)}")
     general = {key.replace("-", "_"): value for key, value in document.items()}
     return general, {name: {key.replace("-", "_"): value for key, value in table.items()} for name, table in bindings.items()}
 
@@ -264,7 +264,7 @@ def _from_environment(variables: Mapping[str, str]) -> dict[str, Any]:
             name = variable[len("SLUICEFS_") :].lower()
             if name not in OPTIONS:
                 known = [f"SLUICEFS_{option.upper()}" for option in OPTIONS]
-                raise InvalidMountConfigError(f"{variable}: there is no such option{_guess(variable, known)}.")
+                raise InvalidMountConfigError(f"{variable}: there is no such option{_guess(variable, known)}")
             found[name] = value
     return found
 
@@ -398,4 +398,4 @@ def _checked_endpoint(endpoint: str, bucket: str) -> tuple[str, str]:
 
 def _guess(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, list(known), 1)
-    return f"; did you mean {near[0]}?" if near else ""
+    return f"; did you mean {near[0]}?" if near else "."

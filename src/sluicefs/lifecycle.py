@@ -206,7 +206,7 @@ def _log_file(mountpoint: str) -> str:
         os.makedirs(folder, mode=0o700, exist_ok=True)
     except OSError as error:
         raise MountError(
-            f"The folder {folder} for logs cannot be made: {error.strerror}. Give a file with --log-file."
+            f"The folder {folder} for logs cannot be made: {error.strerror}. Set XDG_STATE_HOME to a writable place."
         ) from None
     return os.path.join(folder, f"{name}-{hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:8]}.log")
 

@@ -82,7 +82,7 @@ def serve(config: Config, store: Store, *, ready: Callable[[], None]) -> None:
         staging = staging_folder(config)
     except OSError as error:
         raise MountError(
-            f"the folder for unsent data cannot be made: {error}. Set XDG_STATE_HOME to a writable place."
+            f"The folder for unsent data cannot be made: {error}. Set XDG_STATE_HOME to a writable place."
         ) from error
     fs = FileSystem(config, store, staging)
     if not config.read_only:

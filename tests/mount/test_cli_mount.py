@@ -90,6 +90,25 @@ def test_the_form_of_mount_8_and_fstab(user: User) -> None:
     user.ok("unmount", path)
 
 
+def test_what_mount_8_adds_on_its_own(user: User) -> None:
+    program = os.path.join(os.path.dirname(sys.executable), "mount.sluicefs")
+    path = user.folder()
+    words = [program, user.bucket.name, path, "-s", "-n", "-v", "-o", "rw"]
+    subprocess.run([*words, "-f"], env=user.environment, cwd=user.home, check=True, timeout=60)
+    assert control.find_mount(path) is None, "-f is all but the mount"
+    subprocess.run(words, env=user.environment, cwd=user.home, check=True, timeout=60)
+    user.ok("unmount", path)
+
+
+def test_mount_without_stdin_stdout_and_stderr(user: User) -> None:
+    path = user.folder()
+    closed = ["bash", "-c", 'exec "$@" <&- >&- 2>&-', "bash"]
+    assert user.run("mount", user.bucket.name, path, before=closed).returncode == 0
+    Path(path, "a").write_text("x")
+    assert user.run("unmount", path, before=closed).returncode == 0
+    assert user.objects() == ["a"]
+
+
 def test_a_module_in_the_working_folder_is_not_run(user: User) -> None:
     (user.home / "llfuse.py").write_text("raise SystemExit('hijacked')")
     (user.home / "json.py").write_text("raise SystemExit('hijacked')")

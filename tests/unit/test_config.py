@@ -38,7 +38,7 @@ def fails(*args: Any, **more: Any) -> str:
     with pytest.raises(InvalidMountConfigError) as caught:
         make(*args, **more)
     text = str(caught.value)
-    assert text.endswith(".") and "\n" not in text, "a sentence"
+    assert text.endswith((".", "?")) and "\n" not in text, "a sentence"
     return text
 
 

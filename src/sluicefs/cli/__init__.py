@@ -51,8 +51,15 @@ def cli() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of `sluicefs`, and of `mount.sluicefs`, by which mount(8) and /etc/fstab call it. Exits the process."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    for number in range(3):  # a closed stdin, stdout or stderr: its number would go to the next file opened
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     if os.path.basename(sys.argv[0]) == "mount.sluicefs":
-        arguments = ["mount", *arguments]
+        if "-f" in arguments:
+            sys.exit(0)  # mount(8) asks for everything but the mount
+        arguments = ["mount", *(word for word in arguments if word not in ("-n", "-s", "-v"))]
     try:
         sys.exit(cli(arguments, prog_name="sluicefs", standalone_mode=False))
     except click.ClickException as error:

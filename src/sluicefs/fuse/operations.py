@@ -6,6 +6,7 @@ FUSEError would end the mount: `boundary` turns all of them into an errno.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import logging
@@ -105,9 +106,13 @@ class Operations(llfuse.Operations):  # type: ignore[misc]
             missing.entry_timeout = missing.attr_timeout = self.fs.missing_for(parent_inode)
             return missing
 
+    @waiting
+    def _forget(self, inode_list: list[tuple[int, int]]) -> None:
+        self.fs.forget(inode_list)
+
     def forget(self, inode_list: list[tuple[int, int]]) -> None:
-        with llfuse.lock_released:
-            self.fs.forget(inode_list)
+        with contextlib.suppress(llfuse.FUSEError):  # logged; there is no answer to a FORGET, and llfuse ends at any error
+            self._forget(inode_list)
 
     @waiting
     def getattr(self, inode: int, ctx: Any) -> llfuse.EntryAttributes:
@@ -182,8 +187,12 @@ class Operations(llfuse.Operations):  # type: ignore[misc]
     def _direntries(self, entries: DirHandle, off: int) -> Iterator[tuple[bytes, llfuse.EntryAttributes, int]]:
         entry = llfuse.EntryAttributes()  # llfuse copies what it needs before it asks for the next one
         for index in range(off, len(entries)):
-            name, entry.st_ino, entry.st_mode = entries[index]
-            yield name.encode("utf-8"), entry, index + 1
+            yield self._direntry(entries, index, entry), entry, index + 1
+
+    @boundary  # of its own: this runs while llfuse iterates, when `_readdir` has returned
+    def _direntry(self, entries: DirHandle, index: int, entry: llfuse.EntryAttributes) -> bytes:
+        name, entry.st_ino, entry.st_mode = entries[index]
+        return name.encode("utf-8")
 
     @boundary
     def releasedir(self, fh: int) -> None:

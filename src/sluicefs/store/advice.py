@@ -29,8 +29,10 @@ _REFUSED = {
 
 def advice(error: StoreError, bucket: str, endpoint: str, region: str, key: str) -> str:
     """A sentence for people on `error`, its cause in brackets. `key` is the access key id."""
-    if isinstance(error, NoSuchBucketError) or error.status == 404:
+    if isinstance(error, NoSuchBucketError) or (error.status == 404 and error.code):
         text = "There is no bucket {bucket!r} at {endpoint}: check its name, and that the endpoint is that of its account."
+    elif error.status == 404 and not error.code:  # whatever it is, S3 names the error
+        text = _UNREACHABLE["Malformed"]
     elif isinstance(error, ClockSkewError):
         text = "This machine's clock is wrong, so the store refuses its signatures: set it (timedatectl set-ntp true)."
     elif isinstance(error, AccessDeniedError):
