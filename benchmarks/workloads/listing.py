@@ -63,8 +63,9 @@ WORKLOADS = (
         _flat,
         _bare,
         quick=True,
-        setup=22,
-        each=7,
+        setup=45,
+        each=16,
+        wanted=2,
         targets=(Target("requests", "<=", 12), Target("x rclone", ">=", 1)),
     ),
     Workload(
@@ -74,8 +75,9 @@ WORKLOADS = (
         _find,
         _tree,
         _bare,
-        setup=28,
-        each=12,
+        setup=40,
+        each=10,
+        wanted=2,
         targets=(Target("requests", "<=", 40),),
     ),
 )

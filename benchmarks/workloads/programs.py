@@ -93,7 +93,7 @@ def _sqlite(scene: Scene) -> Outcome:
 
 
 WORKLOADS = (
-    Workload("git", "git clone of 100 files onto the mount", "s", _git, timeout=180, setup=20, each=20, wanted=1),
+    Workload("git", "git clone of 100 files onto the mount", "s", _git, timeout=180, setup=15, each=15, wanted=2),
     Workload("pip", "pip install of 50 modules into the mount", "s", _pip, timeout=180, setup=18, each=18, wanted=1),
     Workload("sqlite", "SQLite, 10 transactions of 100 rows", "s", _sqlite, timeout=180, setup=12, each=12, wanted=1),
 )

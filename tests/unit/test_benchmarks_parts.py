@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import contestants, plots, report
+from benchmarks import contestants, plan, plots, report
 from benchmarks.data import BLOCK, File, content, digest
 from benchmarks.processes import MARK, CommandError, Meter, end_marked, marked, run_command
 from benchmarks.proxy import Counts, classify
 from benchmarks.results import Run, Session
+from benchmarks.workloads import WORKLOADS
 
 
 @pytest.mark.parametrize(
@@ -140,6 +141,45 @@ def test_a_description_that_cannot_be_used_is_refused(tmp_path: Path, text: str,
         contestants.load(contestants.DEFAULT, file)
 
 
+# --- rounds
+
+
+def test_every_workload_is_verified_and_counted_in_exactly_one_round_before_any_other() -> None:
+    rows = plan.Plan(WORKLOADS.values(), 60, 5).rows
+    for name, workload in WORKLOADS.items():
+        seen = [
+            plan.is_verified(delay, number)
+            for one, delay in rows
+            if one.name == name
+            for number in range(plan.first_round(workload, delay), 6)
+        ]
+        assert seen[0] and seen.count(True) == 1, name
+
+
+def test_the_time_is_divided_among_all_rows() -> None:
+    whole = plan.Plan(WORKLOADS.values(), 600, 5)
+    first, last = whole.share(0), whole.share(len(whole.rows) - 1)
+    assert 0 < first < 100
+    assert 590 < last <= 600, "the last row may have all that is left"
+    assert plan.Plan(WORKLOADS.values(), 0, 5).share(0) == 0
+    assert plan.Plan(WORKLOADS.values(), float("inf"), 5).share(3) == float("inf")
+
+
+def test_a_further_round_is_for_all_that_is_compared_or_for_nobody() -> None:
+    took = {"sluicefs": 4.0, "ceiling": 2.0, "quick": 3.0, "slow": 30.0}
+    firm = ["sluicefs", "ceiling", "floor"]
+    assert plan.takers(took, firm, 5) == set()
+    assert plan.takers(took, firm, 10) == {"sluicefs", "ceiling", "quick"}
+    assert plan.takers(took, firm, 100) == set(took)
+    assert plan.takers({"sluicefs": 1.0}, firm, 100) == set(), "nobody to compare with"
+
+
+def test_each_round_begins_with_another_contestant() -> None:
+    turns = [plan.turn(["a", "b", "c"], 0, number) for number in range(3)]
+    assert [turn[0] for turn in turns] == ["a", "b", "c"]
+    assert all(sorted(turn) == ["a", "b", "c"] for turn in turns)
+
+
 # --- results
 
 
@@ -187,6 +227,27 @@ def test_a_wrong_answer_disqualifies_whatever_its_speed() -> None:
     assert session.values("read", 0, "liar") == {}
     assert session.ratios("read", 0, "liar") == []
     assert any("liar: wrong: big.bin" in line for line in report.faults(session))
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("wrong: a: wrong bytes", "wrong answer"),
+        ("act: no end after 120 s", "hangs"),
+        ("its process has ended", "dies"),
+        ("act: status 1: OSError: [Errno 5] Input/output error", "fails: Input/output error"),
+        ("mount failed: sh: status 7", "fails"),
+    ],
+)
+def test_a_failure_is_told_in_words(fault: str, words: str) -> None:
+    session = _session()
+    session.runs.append(Run("list", 0, "fast", 1, fault=fault))
+    assert session.failure("list", "fast") == words
+    assert session.values("list", 0, "fast") == {}
+    session.known = {"fast": {"list": "cannot list"}}
+    assert session.failure("list", "fast") == (words if words == "wrong answer" else "cannot list")
+    header, row = (rows[number] for rows in [report.ratio_rows(session)] for number in (0, -1))
+    assert row[header.index("× fast")] == ("wrong" if words == "wrong answer" else "cannot")
 
 
 def test_targets_are_judged_and_what_was_not_measured_is_a_dash() -> None:
