@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ def pytest_configure(config: Any) -> None:
     option = config.option
     if not hasattr(option, "benchmark_storage"):
         return  # pytest-benchmark is not installed
+    # Another processor than the baseline's is said in a warning, and warnings are errors here.
+    warnings.filterwarnings("ignore", message="Benchmark machine_info is different", category=Warning)
     option.benchmark_storage = f"file://{BASELINE}"
     if any(BASELINE.rglob("*.json")) and not option.benchmark_save and not option.benchmark_compare:
         option.benchmark_compare = True  # with the latest
