@@ -89,7 +89,9 @@ class Session:
 
     def contestants(self) -> list[str]:
         """The subject first, the references last."""
-        names = list(dict.fromkeys(run.contestant for run in self.runs))
+        known = [*self.plain, *REFERENCES]
+        found = dict.fromkeys(run.contestant for run in self.runs)
+        names = sorted(found, key=lambda name: known.index(name) if name in known else len(known))
         return sorted(names, key=lambda name: (name != self.subject, name in REFERENCES, name == "floor"))
 
     def of(self, workload: str, delay: int, contestant: str) -> list[Run]:
