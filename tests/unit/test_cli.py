@@ -13,6 +13,7 @@ from sluicefs.cli import cli, main
 from sluicefs.cli.mount import mount
 from sluicefs.cli.options import config_from, size
 from sluicefs.cli.run import split_mount
+from sluicefs.cli.status import _lines as status_lines
 from sluicefs.config import OPTIONS
 from sluicefs.errors import InvalidMountConfigError
 
@@ -115,3 +116,11 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(SystemExit):
         main(["--version"])
     assert capsys.readouterr().out == f"sluicefs {__version__}\n"
+
+
+def test_status_says_where_the_endpoint_ignores_conditions() -> None:
+    answer: dict[str, Any] = {"alive": True, "mountpoint": "/m", "bucket": "b", "prefix": "", "endpoint": "http://e", "pid": 1}
+    answer |= {"started": 0.0, "read_only": False, "write_mode": "sync", "pending": {"files": 0, "bytes": 0}, "requests": {}}
+    answer |= {"cache": {"used": 0, "budget": 0, "hits": 0, "misses": 0}, "retries": 0, "bytes_down": 0, "bytes_up": 0}
+    for heeded, says in ((True, False), (None, False), (False, True)):
+        assert ("ignores If-Match" in "\n".join(status_lines({**answer, "if_match": heeded}))) is says

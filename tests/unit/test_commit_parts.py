@@ -12,6 +12,7 @@ import pytest
 from sluicefs.config import Config, MiB
 from sluicefs.errors import ConditionFailedError
 from sluicefs.fs import parts
+from sluicefs.fs.draft import zeros
 from sluicefs.fs.filesystem import FileSystem
 from sluicefs.fs.namespace import Caller
 from sluicefs.fs.nodes import ROOT_INO
@@ -335,6 +336,13 @@ def test_what_a_change_cuts_is_fetched_once_in_few_requests(bench: Bench) -> Non
     assert len(gets) == 1, "small changes near to each other are one GET"
     data[12 * MiB : 12 * MiB + 4096] = b"z" * 4096
     assert bench.stored() == data
+
+
+def test_zeros_take_no_memory() -> None:
+    before = resident()
+    view = zeros(256 * MiB)
+    assert not any(view[offset] for offset in range(0, len(view), 4096))
+    assert resident() - before < 16 * MiB
 
 
 @pytest.mark.slow

@@ -218,10 +218,14 @@ class Draft:
         return lost
 
     def can_be_sent(self, start: int, end: int, chunks: int) -> bool:
-        """Is [start, end) a part of `chunks` chunks that can go while the file is written: full, and not the last?"""
-        if end >= self.size or not self.changed.covers(start, end) or self.is_hole(start, end):
+        """Is [start, end) a part of `chunks` chunks that can go while the file is written: full, and not the last?
+
+        What was skipped may still be written; it goes at the end.
+        """
+        if end >= self.size or not self.changed.covers(start, end):
             return False
-        return chunks > 1 or self.in_one_piece(start, end)
+        pieces = [(low, low + (end - start) // chunks) for low in range(start, end, (end - start) // chunks)]
+        return all(self.extents.covers(low, high) or self._all_staged(low, high) for low, high in pieces)
 
     def in_one_piece(self, start: int, end: int) -> bool:
         """Can `body` give [start, end) without composing it in memory?"""
