@@ -5,34 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from sluicefs.devserver import DevServer
-from tests.conftest import new_bucket
 from tests.faults import blocking
 from tests.faults.proxy import FaultProxy
 from tests.mount.helpers import User, wait_until
 
 pytestmark = pytest.mark.skipif(not os.access("/dev/fuse", os.R_OK | os.W_OK), reason="needs FUSE")
 ANSWERS = {"no answer": "ETIMEDOUT", "reset": "EIO"}
-
-
-@pytest.fixture
-def proxy(ministack: DevServer) -> Iterator[FaultProxy]:
-    with FaultProxy(ministack.endpoint) as made:
-        yield made
-
-
-@pytest.fixture
-def user(tmp_path: Path, ministack: DevServer, proxy: FaultProxy) -> Iterator[User]:
-    for bucket in new_bucket(ministack):
-        made = User(tmp_path, bucket, {"AWS_ENDPOINT_URL": proxy.url})
-        yield made
-        proxy.clear()
-        made.clean_up()
 
 
 @pytest.mark.parametrize("fault", ANSWERS)

@@ -22,12 +22,6 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture
-def proxy(ministack: DevServer) -> Iterator[FaultProxy]:
-    with FaultProxy(ministack.endpoint) as made:
-        yield made
-
-
-@pytest.fixture
 def user(tmp_path: Path, ministack: DevServer, proxy: FaultProxy) -> Iterator[User]:
     """Its state folder has 24 MiB."""
     state = tmp_path / "state"

@@ -4,32 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from sluicefs.devserver import DevServer
-from tests.conftest import new_bucket
 from tests.faults.proxy import FaultProxy
 from tests.mount.helpers import User
 
 pytestmark = pytest.mark.skipif(not os.access("/dev/fuse", os.R_OK | os.W_OK), reason="needs FUSE")
-
-
-@pytest.fixture
-def proxy(ministack: DevServer) -> Iterator[FaultProxy]:
-    with FaultProxy(ministack.endpoint) as made:
-        yield made
-
-
-@pytest.fixture
-def user(tmp_path: Path, ministack: DevServer, proxy: FaultProxy) -> Iterator[User]:
-    for bucket in new_bucket(ministack):
-        made = User(tmp_path, bucket, {"AWS_ENDPOINT_URL": proxy.url})
-        yield made
-        proxy.clear()
-        made.clean_up()
 
 
 def test_revoked_is_eacces_and_renewed_works_again(user: User, proxy: FaultProxy) -> None:

@@ -7,36 +7,18 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from sluicefs import control, lifecycle
-from sluicefs.devserver import DevServer
-from tests.conftest import new_bucket
 from tests.faults.proxy import FaultProxy
 from tests.mount.helpers import User, processes, wait_until
 
 pytestmark = pytest.mark.skipif(not os.access("/dev/fuse", os.R_OK | os.W_OK), reason="needs FUSE")
 NO_UPLOADS = ("denied:verb=PutObject", "denied:verb=UploadPart*", "denied:verb=C*Upload")
 MiB = 1024 * 1024
-
-
-@pytest.fixture
-def proxy(ministack: DevServer) -> Iterator[FaultProxy]:
-    with FaultProxy(ministack.endpoint) as made:
-        yield made
-
-
-@pytest.fixture
-def user(tmp_path: Path, ministack: DevServer, proxy: FaultProxy) -> Iterator[User]:
-    for bucket in new_bucket(ministack):
-        made = User(tmp_path, bucket, {"AWS_ENDPOINT_URL": proxy.url})
-        yield made
-        proxy.clear()
-        made.clean_up()
 
 
 def kill(path: str) -> None:
