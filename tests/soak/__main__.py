@@ -18,6 +18,7 @@ from typing import Any
 import click
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from sluicefs.config import parse_size
 from sluicefs.devserver import DevServer
 from sluicefs.store.s3 import S3Store
 from tests.faults.proxy import FaultProxy
@@ -27,6 +28,7 @@ from tests.soak.plot import draw
 
 BUCKET = "soak"
 STUCK = 120.0  # seconds for one step, a large file's several calls and their retries included
+BESIDE_MEMORY = 100_000_000  # bytes that may be resident beside --memory
 GROWTH = 1.25  # the last third's resident memory against the middle third's
 OUTAGE = (60.0, 3.0)  # every so many seconds the server is away for so long
 
@@ -56,7 +58,7 @@ def main(minutes: float, workers: int, faults: float, write_mode: str, memory: s
         problems += compare(server, summary.pop("workers"))
     samples = [json.loads(line) for line in (output / "samples.jsonl").read_text().splitlines()]
     draw(samples, output)
-    problems += judged(samples)
+    problems += judged(samples, parse_size(memory))
     summary |= {"problems": problems}
     (output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     for name, value in summary.items():
@@ -183,8 +185,11 @@ def compare(server: DevServer, workers: list[Worker]) -> list[str]:
     return problems
 
 
-def judged(samples: list[dict[str, Any]]) -> list[str]:
-    """Does anything grow? The first third fills the caches, so the other two are compared."""
+def judged(samples: list[dict[str, Any]], memory: int) -> list[str]:
+    """Does anything grow, or take more than it may? The first third fills the caches, so the other two are compared."""
+    highest = max((sample["rss"] for sample in samples), default=0)
+    if highest > memory + BESIDE_MEMORY:
+        return [f"{highest} bytes were resident, with --memory {memory}"]
     third = len(samples) // 3
     if third < 3:
         return []

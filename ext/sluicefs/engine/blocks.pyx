@@ -57,8 +57,9 @@ cdef extern from *:
 # Below this malloc is cheaper; above it, memory given back by munmap really leaves the process (glibc's heap keeps it).
 cdef Py_ssize_t MAP_FROM = 128 * 1024
 # Blocks of a sequential read follow one another: using their pages again spares the faults. What is kept for that is beyond the
-# budget, so it is little.
+# budget, so it is little: a quarter of the (last made) cache's, and this at most.
 cdef Py_ssize_t SPARE_BYTES = 32 * 1024 * 1024
+cdef Py_ssize_t spare_limit = SPARE_BYTES
 cdef enum:
     SPARES = 16
 cdef unsigned char* spares[SPARES]
@@ -88,7 +89,7 @@ cdef void give_memory(unsigned char* data, Py_ssize_t size) noexcept:
     global spare_count, spare_bytes
     if size < MAP_FROM:
         free(data)
-    elif spare_count < SPARES and spare_bytes + size <= SPARE_BYTES:
+    elif spare_count < SPARES and spare_bytes + size <= spare_limit:
         spares[spare_count] = data
         spare_sizes[spare_count] = size
         spare_count += 1
@@ -335,7 +336,9 @@ cdef class BlockCache:
     def __cinit__(self, int64_t budget):
         if budget <= 0:
             raise ValueError("the budget is a positive number of bytes")
+        global spare_limit
         self.budget = budget
+        spare_limit = <Py_ssize_t> min(budget // 4, <int64_t> SPARE_BYTES)
         self.probation = OrderedDict()
         self.protected_blocks = OrderedDict()
 

@@ -174,21 +174,15 @@ class Committer:
         return self.multipart.finish(draft, stream, condition, patience), stream.metadata
 
     def _put(self, draft: Draft, key: str, metadata: dict[str, str], content_type: str, condition: str | None) -> str:
-        composing = draft.size > SMALL_BODY and not draft.in_one_piece(0, draft.size)
-        if composing:
-            self.multipart.composing.acquire()
-        try:
-            with draft.body(0, draft.size) as body:
-                try:
-                    etag = self.core.store.put(key, body, metadata=metadata, content_type=content_type, if_match=condition)
-                except NotFoundError as error:
-                    raise ConditionFailedError(f"{key} was deleted by someone else") from error
-                if draft.size <= self.core.keep_written:
-                    draft.whole = bytes(body)
-                return etag
-        finally:
-            if composing:
-                self.multipart.composing.release()
+        composed = 0 if draft.size <= SMALL_BODY or draft.in_one_piece(0, draft.size) else draft.size
+        with self.multipart.composing.holding(composed), draft.body(0, draft.size) as body:
+            try:
+                etag = self.core.store.put(key, body, metadata=metadata, content_type=content_type, if_match=condition)
+            except NotFoundError as error:
+                raise ConditionFailedError(f"{key} was deleted by someone else") from error
+            if draft.size <= self.core.keep_written:
+                draft.whole = bytes(body)
+            return etag
 
     def _committed(self, node: Node, draft: Draft, key: str, etag: str, metadata: dict[str, str]) -> None:
         core = self.core

@@ -56,7 +56,7 @@ class Core:
         root.mtime_ns = root.ctime_ns = root.atime_ns = int(self.started * 1e9)
         # Reads and unsent writes share the budget, a quarter for the latter: parts in flight bound what writing needs.
         self.dirty = DirtyMemory(max(memory // 4, 2 * config.part_size))
-        self.cache = BlockCache(max(memory - memory // 4, 16 * MiB))
+        self.cache = BlockCache(max(memory - self.dirty.limit, 16 * MiB))
         self.keep_written = 1 * MiB  # small files just written are most likely read again
         self.disk: DiskCache | None = None
         if config.cache_dir is not None and config.cache_size is not None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import logging
 import math
-import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from sluicefs.errors import CancelledError, ConditionFailedError, NotFoundError,
 from sluicefs.fs import parts
 from sluicefs.fs.draft import Draft
 from sluicefs.fs.parts import Plan
+from sluicefs.fs.room import Room
 
 if TYPE_CHECKING:
     from sluicefs.fs.core import Core
@@ -67,8 +67,7 @@ class Multipart:
         self.core = core
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="upload")
         self.streams: dict[Draft, Stream] = {}
-        # Bodies that had to be composed in memory, over all files: an eighth of the budget.
-        self.composing = threading.BoundedSemaphore(max(2, memory // 8 // core.config.part_size))
+        self.composing = Room(memory // 8)  # bodies that had to be composed in memory, over all files
 
     def begin(self, draft: Draft, key: str, plan: Plan, metadata: dict[str, str], content_type: str) -> Stream:
         upload_id = self.core.store.create_upload(key, metadata=metadata, content_type=content_type)
@@ -227,13 +226,13 @@ class Multipart:
     def _submit_body(self, draft: Draft, stream: Stream, index: int, start: int, end: int) -> Future[str]:
         if draft.in_one_piece(start, end):
             return self.pool.submit(self._send_part, draft, stream, index, draft.body(start, end))
-        self.composing.acquire()
+        self.composing.take(end - start)
         try:
             future = self.pool.submit(self._send_part, draft, stream, index, draft.body(start, end))
         except BaseException:
-            self.composing.release()
+            self.composing.give(end - start)
             raise
-        future.add_done_callback(lambda _: self.composing.release())
+        future.add_done_callback(lambda _: self.composing.give(end - start))
         return future
 
     def _take_first(self, stream: Stream, running: dict[int, Future[str]]) -> None:
