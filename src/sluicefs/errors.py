@@ -34,7 +34,10 @@ class UnmountError(SluiceError):
 
 
 class StoreError(OSError):
-    """A request to the store failed. `errno` is what the mount's user sees; `code` the store's own word (may be "")."""
+    """A request to the store failed. `errno` is what the mount's user sees; `code` the store's own word (may be "").
+
+    `landed`: the ETag that the object has if the request was carried out all the same; "" where that cannot be or is not known.
+    """
 
     default_errno = _errno.EIO
 
@@ -42,6 +45,7 @@ class StoreError(OSError):
         super().__init__(self.default_errno if errno is None else errno, message)
         self.code = code
         self.status = status
+        self.landed = ""
 
 
 class NotFoundError(StoreError):

@@ -48,6 +48,15 @@ class Event:
         return self.request.key
 
 
+@dataclass(slots=True)
+class _Late:
+    """A whole request that the server has not seen yet."""
+
+    event: Event
+    head: bytes
+    body: bytes
+
+
 class _Dropped(Exception):
     """The connection is over, by the peer or by a fault."""
 
@@ -80,6 +89,7 @@ class FaultProxy:
         self._closing = threading.Event()
         self._listener: socket.socket | None = None
         self._reopen: threading.Timer | None = None
+        self._late: list[_Late] = []
         self.events: deque[Event] = deque(maxlen=100_000)
         self.counts: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
@@ -124,6 +134,40 @@ class FaultProxy:
             self._reopen.daemon = True
             self._reopen.start()
         self._drop_all()
+
+    def release(self) -> list[int]:
+        """Let the server carry out what rules have made late, now and in order; the statuses it answers with."""
+        with self._lock:
+            held, self._late = self._late, []
+        for late in held:
+            self._carry_out(late)
+        return [late.event.status for late in held]
+
+    def _hold(self, late: _Late, seconds: float) -> None:
+        """Not before a time, unless `release` is quicker."""
+
+        def due() -> None:
+            with self._lock:
+                if late not in self._late:
+                    return
+                self._late.remove(late)
+            with contextlib.suppress(OSError, _Dropped):
+                self._carry_out(late)
+
+        with self._lock:
+            self._late.append(late)
+        timer = threading.Timer(seconds, due)
+        timer.daemon = True
+        timer.start()
+
+    def _carry_out(self, late: _Late) -> None:
+        server = self._connect(None)
+        try:
+            server.send(late.head)
+            server.send(late.body)
+            late.event.status = _parse_answer(server.head())[0]
+        finally:
+            self._release(server.sock)
 
     def start(self) -> None:
         self._listen()
@@ -267,6 +311,7 @@ class _Exchange:
             "reset-before": self._client.reset,
             "reset-request": self._reset_in_request,
             "no-answer": self._no_answer,
+            "late": self._make_late,
             "refuse": self._refuse,
         }
         if rule is not None and rule.fault in before:
@@ -277,14 +322,22 @@ class _Exchange:
         self._relay(self.server)
 
     def _forward(self, server: _Peer) -> None:
-        head = self._head
-        if "100-continue" in self.request.headers.get("expect", "").lower():
-            self._client.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-            lines = [line for line in head.split(b"\r\n") if not line.lower().startswith(b"expect:")]
-            head = b"\r\n".join(lines)
-        server.send(head)
+        server.send(self._head_to_send())
         for piece in self._request_body():
             server.send(piece)
+
+    def _head_to_send(self) -> bytes:
+        """The request's head; a client that waits before it sends a body is told to go on."""
+        if "100-continue" not in self.request.headers.get("expect", "").lower():
+            return self._head
+        self._client.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        return b"\r\n".join(line for line in self._head.split(b"\r\n") if not line.lower().startswith(b"expect:"))
+
+    def _make_late(self) -> None:
+        assert self._rule is not None
+        late = _Late(self.event, self._head_to_send(), b"".join(bytes(piece) for piece in self._request_body()))
+        self._proxy._hold(late, self._rule.seconds)
+        self._client.reset()
 
     def _request_body(self) -> Iterator[memoryview]:
         if self._body_taken:

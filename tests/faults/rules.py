@@ -19,6 +19,7 @@ FAULTS = {
     "reset-before": "reset the connection as soon as the request's headers are in",
     "reset-request": "reset it in the middle of the request's body",
     "reset-after": "the server carries the request out, the connection is reset instead of an answer",
+    "late": "reset the connection once the whole request is in; the server carries it out `seconds` later",
     "reset-response": "reset it after `after` bytes of the answer's body (half of it if not given)",
     "short": "close it, in good order, after `after` bytes of the answer's body",
     "stall": "send `after` bytes of the answer's body, then nothing for `seconds`",

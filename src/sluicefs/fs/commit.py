@@ -7,6 +7,7 @@ bucket has answered for it; one that cannot be sent is made to survive this proc
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 import math
 import socket
@@ -15,12 +16,13 @@ import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from sluicefs.errors import CancelledError, ConditionFailedError, NotFoundError, StoreError
+from sluicefs.errors import CancelledError, ConditionFailedError, NotFoundError, StoreError, UnreachableError
 from sluicefs.fs import attributes, parts
-from sluicefs.fs.draft import INLINE, Draft
+from sluicefs.fs.draft import INLINE, Draft, ReadBase
 from sluicefs.fs.multipart import Multipart, Patience
-from sluicefs.fs.nodes import Node
+from sluicefs.fs.nodes import Node, Version
 from sluicefs.staging import Base, Record
+from sluicefs.store.api import Buffer
 
 if TYPE_CHECKING:
     from sluicefs.fs.core import Core
@@ -32,6 +34,8 @@ MAX_NAME = 255
 TIMES = ("atime", "ctime", "mtime")
 STREAM_AGAIN = 10.0  # seconds after the store refused to begin an upload
 COPY_LIMIT = 5 * parts.GiB
+ROUNDS = 5  # tries with a condition while others replace the same object all the time
+NO_CONDITIONS = (400, 501)  # what a store answers that does not know them
 
 
 class Committer:
@@ -42,6 +46,7 @@ class Committer:
         self.multipart = Multipart(core, threads, memory)
         self.conditions = Conditions(core)
         self.attributes_changed: Callable[[Node], None] = lambda node: None  # `Files` sends them
+        self.reads_of: Callable[[Version], ReadBase]  # how a draft reads its base: `Files` knows
         self.draft_of: Callable[[Node], Draft]  # a node's draft, begun if there is none: `Files` makes them
 
     # -- while writing ------------------------------------------------------------------------------------------------
@@ -135,7 +140,10 @@ class Committer:
         except CancelledError:
             raise
         except OSError as error:
-            draft.replaces = True  # it may have arrived all the same, and has to go when the file does
+            # It may have arrived all the same, and has to go when the file does.
+            draft.replaces, draft.covers = True, None
+            if isinstance(error, StoreError) and error.landed:
+                draft.landed.add(error.landed)
             # The store refused the condition, or what the change is based on can be read no more.
             if error.errno != errno.ESTALE or not self._keep_conflict(node, draft, error):
                 self.keep(node, draft, error)
@@ -145,12 +153,36 @@ class Committer:
         if node.parent is not None and self.core.stored.differs(node):
             self.core.stored.announce(node.parent)
         metadata, content_type = self.metadata_of(node)
-        condition = None if draft.replaced or draft.base is None else draft.base.etag
+        if not draft.replaces:
+            draft.covers = node.etag or ""
         stream = self.multipart.streams.get(draft)
         if stream is not None and stream.key != key:
             self.multipart.abandon(draft)
-        etag, metadata = self._send(draft, key, metadata, content_type, condition, patience)
+        try:
+            etag, metadata = self._send(draft, key, metadata, content_type, _condition(draft), patience)
+        except (ConditionFailedError, NotFoundError) as error:
+            if not self._landed(draft, key) and error.code != "NoSuchUpload":
+                raise
+            etag, metadata = self._send(draft, key, metadata, content_type, _condition(draft), patience)
         self._committed(node, draft, key, etag, metadata)
+
+    def _landed(self, draft: Draft, key: str) -> bool:
+        """Is what is in the way an earlier try of this very draft, which was given up? The draft is based on that then."""
+        if not draft.landed:
+            return False
+        try:
+            there = self.core.store.head(key)
+        except NotFoundError:
+            return False
+        if there.etag not in draft.landed:
+            return False
+        log.info("%s: what could not be sent before had arrived all the same", key)
+        self.multipart.abandon(draft)
+        draft.covers = there.etag
+        if draft.base is not None and draft.base.key == key:  # what still shows the base is the same in both
+            draft.base = self.core.version(key, there.etag, there.size)
+            draft.read_base = self.reads_of(draft.base)
+        return True
 
     def _send(
         self,
@@ -161,10 +193,9 @@ class Committer:
         condition: str | None,
         patience: Patience | None = None,
     ) -> tuple[str, dict[str, str]]:
-        """Send all of a draft; returns the ETag and the metadata that went with it."""
+        """Send all of a draft; returns the ETag and the metadata that went with it. No `condition`: what it `covers` goes."""
         stream = self.multipart.streams.get(draft)
         if stream is None and parts.single(draft.size, draft.part_size):
-            self.conditions.check(key, condition)
             return self._put(draft, key, metadata, content_type, condition), metadata
         if stream is None:
             plan = parts.plan_for(draft.size, draft.part_size)
@@ -176,10 +207,10 @@ class Committer:
     def _put(self, draft: Draft, key: str, metadata: dict[str, str], content_type: str, condition: str | None) -> str:
         composed = 0 if draft.size <= SMALL_BODY or draft.in_one_piece(0, draft.size) else draft.size
         with self.multipart.composing.holding(composed), draft.body(0, draft.size) as body:
-            try:
-                etag = self.core.store.put(key, body, metadata=metadata, content_type=content_type, if_match=condition)
-            except NotFoundError as error:
-                raise ConditionFailedError(f"{key} was deleted by someone else") from error
+            if condition is None:
+                etag = self.conditions.replace(key, body, draft.covers, metadata, content_type)
+            else:
+                etag = self.conditions.change(key, body, condition, metadata, content_type)
             if draft.size <= self.core.keep_written:
                 draft.whole = bytes(body)
             return etag
@@ -268,6 +299,10 @@ class Committer:
             old = draft.saved[1]
             draft.save_head(self.record_of(node, draft, pending=old.pending, error=old.error), wait=wait)
 
+    def covered_by(self, node: Node) -> str | None:
+        """The ETag of the object under a file's key, "" for none, None where that is not known."""
+        return node.draft.covers if node.draft is not None and node.draft.replaces else node.etag or ""
+
     def covers(self, node: Node) -> bool:
         """Is the object under a file's key another file's, which this one was renamed over before it was sent?"""
         return node.draft is not None and node.draft.replaces
@@ -278,7 +313,9 @@ class Committer:
         try:
             info = self.core.store.head(key)
         except NotFoundError:
+            draft.covers = ""
             return False
+        draft.covers = info.etag
         ours, theirs = draft.saved[1].metadata, info.metadata or {}
         if info.size != draft.size or any(ours.get(name) != theirs.get(name) for name in ("mtime", "ctime", "mode")):
             draft.restored = False
@@ -350,6 +387,7 @@ class Committer:
 
     def _send_conflict(self, draft: Draft, key: str, metadata: dict[str, str], content_type: str) -> None:
         lost = draft.salvage()
+        draft.covers = ""
         self._send(draft, key, metadata, content_type, None)
         if lost:
             log.warning("%s: %d bytes that were not changed are zeros: the version they were in is gone", key, sum(lost))
@@ -359,25 +397,52 @@ class Committer:
 
 
 class Conditions:
-    """Does the endpoint heed If-Match on PutObject? Asked once, when it first matters; where it does not, HEAD comes before."""
+    """PutObject with a condition, so that a request that broke off here and is carried out late undoes nothing.
+
+    Does the endpoint heed If-Match? Asked once, when it first matters; where it does not, HEAD comes before a change.
+    """
 
     def __init__(self, core: Core):
         self.core = core
         self.heeded: bool | None = True if core.config.provider in ("r2", "s3") else None
+        self.refused = False  # a request that carries a condition is not taken at all
 
-    def check(self, key: str, condition: str | None) -> None:
-        """Raises ConditionFailedError where the store itself would not notice that another version is there."""
-        if condition is None:
-            return
+    def replace(self, key: str, body: Buffer, there: str | None, metadata: dict[str, str], content_type: str) -> str:
+        """The last writer wins, whatever is there by now. `there`: the ETag as far as is known, "" for none, None: unknown."""
+        put = functools.partial(self.core.store.put, key, body, metadata=metadata, content_type=content_type)
+        for _ in range(0 if self.refused else ROUNDS):
+            try:
+                if there is None:
+                    there = self._etag(key)
+                return put(if_match=there or None, if_none_match=not there)
+            except (ConditionFailedError, NotFoundError):
+                there = None
+            except StoreError as error:
+                if error.status not in NO_CONDITIONS:
+                    raise
+                etag = put()
+                self.refused = True
+                log.warning("this endpoint takes no conditions: a request that reaches it late can undo what came after it")
+                return etag
+        return put()
+
+    def change(self, key: str, body: Buffer, condition: str, metadata: dict[str, str], content_type: str) -> str:
+        """Only if version `condition` is there, else ConditionFailedError."""
         if self.heeded is None:
             self.heeded = self._probe()
-        if not self.heeded:
-            try:
-                there = self.core.store.head(key).etag
-            except NotFoundError:
-                there = ""
-            if there != condition:
-                raise ConditionFailedError(f"{key} was replaced by someone else")
+        if not self.heeded and self._etag(key) != condition:
+            raise ConditionFailedError(f"{key} was replaced by someone else")
+        put = functools.partial(self.core.store.put, key, body, metadata=metadata, content_type=content_type)
+        try:
+            return put() if self.refused else put(if_match=condition)
+        except NotFoundError as error:
+            raise ConditionFailedError(f"{key} was deleted by someone else") from error
+
+    def _etag(self, key: str) -> str:
+        try:
+            return self.core.store.head(key).etag
+        except NotFoundError:
+            return ""
 
     def _probe(self) -> bool:
         store = self.core.store
@@ -386,12 +451,20 @@ class Conditions:
             store.put(key, bytearray(), if_match="d41d8cd98f00b204e9800998ecf8427e")
         except (ConditionFailedError, NotFoundError):
             return True
+        except UnreachableError:
+            raise  # that says nothing, and what was to be sent could not be either
         except StoreError as error:
+            self.refused = error.status in NO_CONDITIONS
             log.debug("the question whether conditions are heeded was refused: %s", error)
             return False
         store.delete(key)
         log.warning("this endpoint ignores If-Match: two writers who change one file within one round trip can lose a change")
         return False
+
+
+def _condition(draft: Draft) -> str | None:
+    """The ETag of the version that a change of a part holds for; None for a whole file."""
+    return None if draft.replaced or draft.base is None else draft.base.etag
 
 
 def conflict_name(name: str) -> str:

@@ -68,6 +68,9 @@ class Draft:
         if size < self.base_limit:
             self.base_limit = size
         self.replaced = base is None  # the whole file is new: last writer wins, no condition
+        # The ETag of the object that a whole file takes the place of, "" where there is none, None where that is not known.
+        self.covers: str | None = ""
+        self.landed: set[str] = set()  # ETags that the object has if what could not be sent arrived all the same
         self.replaces = False  # the object under the key is another file's, which this one was renamed over
         self.restored = False  # a journal brought it back: perhaps the bucket has it already
         self.base_gone = False

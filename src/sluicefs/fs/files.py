@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from sluicefs.engine import Reader
 from sluicefs.errors import CancelledError, ConditionFailedError, NotFoundError
-from sluicefs.fs.draft import Draft
+from sluicefs.fs.draft import Draft, ReadBase
 from sluicefs.fs.fetching import INLINE
 from sluicefs.fs.nodes import FileState, Node, Version
 from sluicefs.fs.rename import copy_object
@@ -75,6 +75,7 @@ class Files:
         self.writeback = WriteBack(core, self._new_draft)
         core.committer.attributes_changed = self.attributes_changed
         core.committer.draft_of = self.draft
+        core.committer.reads_of = self._reads_of
 
     def open(self, node: Node, flags: int) -> Handle:
         """Open a regular file. OSError ESTALE where the object was replaced: look the name up again."""
@@ -230,22 +231,24 @@ class Files:
         return state.draft
 
     def _new_draft(self, base: Version | None, size: int) -> Draft:
-        read_base = None
-        if base is not None:
-            reader = self.reader(base)
-
-            def read_base(offset: int, length: int) -> object:
-                # Whoever composes a part asks for all he wants; what an application reads may be read ahead of.
-                return self.read_version(reader, base, offset, length, tried=length > LARGEST_READ)
-
         return Draft(
             base,
             size,
             part_size=self.core.config.part_size,
             memory=self.core.dirty,
             staging=self.core.staging,
-            read_base=read_base,
+            read_base=self._reads_of(base) if base is not None else None,
         )
+
+    def _reads_of(self, base: Version) -> ReadBase:
+        """How a draft reads the version it is based on."""
+        reader = self.reader(base)
+
+        def read_base(offset: int, length: int) -> object:
+            # Whoever composes a part asks for all he wants; what an application reads may be read ahead of.
+            return self.read_version(reader, base, offset, length, tried=length > LARGEST_READ)
+
+        return read_base
 
     def begin_new(self, node: Node) -> None:
         """A file that was just created: an empty draft, sent at close even if nothing is written."""
@@ -323,12 +326,15 @@ class Files:
             if state.attributes_due:
                 self.send_attributes(node)
 
-    def renamed_unsent(self, node: Node, old_key: str, replaces: bool) -> None:
-        """A file that was never sent has another name now; `replaces`: an object is there. The file's lock is held."""
+    def renamed_unsent(self, node: Node, old_key: str, replaces: bool, covers: str | None) -> None:
+        """A file that was never sent has another name now; `replaces`: an object is there, `covers` as a draft has it.
+
+        The file's lock is held.
+        """
         draft = node.draft
         if draft is None:
             return
-        had, draft.replaces = draft.replaces, replaces
+        had, draft.replaces, draft.covers = draft.replaces, replaces, covers
         if replaces:  # the old content must not stay under a name that now means another file
             if self.core.config.write_mode == "back":
                 draft.version += 1  # the record has to say so

@@ -189,7 +189,7 @@ class Namespace:
             if not node.is_file or core.stored.differs(node):
                 core.stored.announce(node.parent)  # what kind of file it is stands in its metadata
             metadata, content_type = core.committer.metadata_of(node)
-            node.etag = core.store.put(core.key_of(node), bytearray(body), metadata=metadata, content_type=content_type)
+            node.etag = core.committer.conditions.replace(core.key_of(node), bytearray(body), "", metadata, content_type)
         except BaseException:
             self._unmake(node)
             raise

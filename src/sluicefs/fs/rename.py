@@ -185,8 +185,9 @@ class Renames:
                 locks.enter_context(self.names.kept_for_open_handles(target))
             if node.etag is None:  # never sent: it goes to its new name when it is
                 self._move(node, target, new_parent, new_name)
-                covers = target is not None and (target.etag is not None or core.committer.covers(target))
-                self.files.renamed_unsent(node, old_key, covers)
+                covers = core.committer.covered_by(target) if target is not None else ""
+                replaces = target is not None and (target.etag is not None or core.committer.covers(target))
+                self.files.renamed_unsent(node, old_key, replaces, covers)
                 self.names.unsave(target)
                 return
             before = node.ctime_ns, node.own, node.name, node.etag

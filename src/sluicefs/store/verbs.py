@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 
-from sluicefs.errors import AccessDeniedError, ConditionFailedError, NotFoundError, ShortBodyError, StoreError
+from sluicefs.errors import AccessDeniedError, ConditionFailedError, NotFoundError, ShortBodyError, StoreError, UnreachableError
 from sluicefs.store import wire
 from sluicefs.store.api import Buffer, Counters, ListPage, ObjectInfo, StoreFailure, Upload
 from sluicefs.store.client import Budget, Client, Reply
@@ -160,14 +160,18 @@ class Verbs:
     ) -> str:
         check_key(key)
         headers = _object_headers(metadata, content_type) | _conditions(if_match, if_none_match)
-        view = as_bytes_view(body)
         budget = Budget(self._timeout)
-        try:
-            return self._client.call("PutObject", "PUT", key, _etag, headers=headers, body=view, budget=budget)
-        except (ConditionFailedError, NotFoundError) as error:
-            if budget.repeated and self._is_ours(key, hashlib.md5(view, usedforsecurity=False).hexdigest()):
-                return self.head(key).etag  # an earlier try was carried out, only its answer was lost
-            raise _as_condition(error, if_match) from None
+        with as_bytes_view(body) as view:  # an error's traceback would hold it, and nobody could write there
+            try:
+                return self._client.call("PutObject", "PUT", key, _etag, headers=headers, body=view, budget=budget)
+            except (ConditionFailedError, NotFoundError) as error:
+                if budget.repeated and self._is_ours(key, _md5(view)):
+                    return self.head(key).etag  # an earlier try was carried out, only its answer was lost
+                raise _as_condition(error, if_match) from None
+            except StoreError as error:
+                if _may_have_landed(error):
+                    error.landed = _md5(view)
+                raise
 
     def copy(
         self,
@@ -232,7 +236,8 @@ class Verbs:
     def upload_part(self, key: str, upload_id: str, number: int, body: Buffer) -> str:
         check_key(key)
         query = {"partNumber": str(number), "uploadId": upload_id}
-        return self._client.call("UploadPart", "PUT", key, _etag, query=query, body=as_bytes_view(body))
+        with as_bytes_view(body) as view:
+            return self._client.call("UploadPart", "PUT", key, _etag, query=query, body=view)
 
     def copy_part(self, key: str, upload_id: str, number: int, source: str, offset: int, length: int) -> str:
         check_key(key)
@@ -272,6 +277,10 @@ class Verbs:
             if budget.repeated and expected and self._is_ours(key, expected):
                 return expected
             raise _as_condition(error, if_match) if error.code != "NoSuchUpload" else error from None
+        except StoreError as error:
+            if _may_have_landed(error):
+                error.landed = _joined_etag(parts) or ""
+            raise
 
     def abort_upload(self, key: str, upload_id: str) -> None:
         check_key(key)
@@ -430,6 +439,15 @@ def _as_condition(error: StoreError, if_match: str | None) -> StoreError:
     if if_match is None or isinstance(error, ConditionFailedError):
         return error
     return ConditionFailedError(error.strerror or "", code=error.code, status=error.status)
+
+
+def _may_have_landed(error: StoreError) -> bool:
+    """Is it unknown whether the store has carried the request out, or will yet?"""
+    return isinstance(error, UnreachableError) or error.status >= 500
+
+
+def _md5(view: memoryview) -> str:
+    return hashlib.md5(view, usedforsecurity=False).hexdigest()
 
 
 def _joined_etag(parts: Sequence[tuple[int, str]]) -> str | None:
