@@ -151,7 +151,8 @@ def test_a_file_cut_longer_than_its_parts_can_be_is_sent_in_larger_ones(bench: B
     bench.fs.files.truncate(bench.fs.lookup(ROOT_INO, b"file"), 41 * MiB)
     bench.end(handle)
     assert bench.stored() == data + bytes(25 * MiB)
-    assert {max(sizes.values()) for sizes in bench.store.sent.values()} >= {PART}
+    *_, last = bench.store.sent.values()  # parts of an upload before it may never have gone: it was given up
+    assert max(last.values()) > PART
 
 
 def test_what_is_appended_after_an_fsync_is_sent_while_it_is_written(bench: Bench) -> None:
