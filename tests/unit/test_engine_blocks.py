@@ -314,6 +314,25 @@ def test_many_readers_stay_within_the_budget(size: int) -> None:
     assert resident() - before <= (64 + 40) * MiB
 
 
+def test_reads_that_come_in_reverse_fetch_nothing_again() -> None:
+    """The kernel's reads of a forward reader arrive out of order; what has left memory behind them is not a backward reader's."""
+    cache = BlockCache(64 * MiB)
+    fetched: list[int] = []
+
+    def fill(block: Block, urgent: bool = False) -> None:
+        fetched.append(block.size)
+        block.advance(block.size)
+        block.finish()
+
+    reader = Reader(BlockMap(cache), 128 * MiB, fill)
+    for group in range(0, reader.size, MiB):
+        for offset in range(group + MiB - 128 * 1024, group - 1, -128 * 1024):
+            while reader.try_read(offset, 128 * 1024) is None:
+                for block in reader.demand(offset, 128 * 1024):
+                    fill(block)
+    assert sum(fetched) == reader.size
+
+
 def test_a_file_too_large_to_be_kept_leaves_as_it_is_read() -> None:
     cache = BlockCache(64 * MiB)
     fetched: list[int] = []

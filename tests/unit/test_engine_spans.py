@@ -147,12 +147,12 @@ def test_a_sequential_run_earns_its_window_and_a_random_one_does_not() -> None:
     assert probe.read(5 << 30, grain)[0] < 0
 
 
-def test_a_run_from_the_start_of_a_file_earns_four_times_as_much() -> None:
+def test_a_run_from_the_start_of_a_file_earns_eight_times_as_much() -> None:
     probe = PatternProbe()
     grain = 128 * 1024
     slot = -1 - probe.read(0, grain)[0]
     probe.read(grain, grain)
-    assert probe.window(slot, 64 << 20) == 8 * grain
+    assert probe.window(slot, 64 << 20) == 16 * grain
     assert probe.block_size(64 << 20, 8 << 20) == 8 << 20
     assert probe.block_size(0, 8 << 20) == 256 * 1024
 

@@ -56,12 +56,13 @@ cdef extern from *:
 
 # Below this malloc is cheaper; above it, memory given back by munmap really leaves the process (glibc's heap keeps it).
 cdef Py_ssize_t MAP_FROM = 128 * 1024
-# Blocks of a sequential read follow one another: using their pages again spares the faults. What is kept for that is beyond the
-# budget, so it is little: a quarter of the (last made) cache's, and this at most.
+# Blocks of a sequential read follow one another: using their pages again spares the faults, which cost as much as receiving the
+# bytes. A little may be kept for that beyond the budget, up to half of the (last made) cache's budget while that is free.
 cdef Py_ssize_t SPARE_BYTES = 32 * 1024 * 1024
+cdef Py_ssize_t spare_beyond = SPARE_BYTES
 cdef Py_ssize_t spare_limit = SPARE_BYTES
 cdef enum:
-    SPARES = 16
+    SPARES = 64
 cdef unsigned char* spares[SPARES]
 cdef Py_ssize_t spare_sizes[SPARES]
 cdef int spare_count = 0
@@ -96,6 +97,15 @@ cdef void give_memory(unsigned char* data, Py_ssize_t size) noexcept:
         spare_bytes += size
     else:
         sluice_unmap(data, size)
+
+
+cdef void trim_spares(Py_ssize_t limit) noexcept:
+    """Give spare memory back to the system until at most `limit` bytes are kept."""
+    global spare_count, spare_bytes
+    while spare_count and spare_bytes > limit:
+        spare_count -= 1
+        spare_bytes -= spare_sizes[spare_count]
+        sluice_unmap(spares[spare_count], spare_sizes[spare_count])
 
 
 cdef class Filling:
@@ -336,9 +346,11 @@ cdef class BlockCache:
     def __cinit__(self, int64_t budget):
         if budget <= 0:
             raise ValueError("the budget is a positive number of bytes")
-        global spare_limit
+        global spare_limit, spare_beyond
         self.budget = budget
-        spare_limit = <Py_ssize_t> min(budget // 4, <int64_t> SPARE_BYTES)
+        spare_limit = <Py_ssize_t> (budget // 2)
+        spare_beyond = <Py_ssize_t> min(budget // 4, <int64_t> SPARE_BYTES)
+        trim_spares(spare_beyond)
         self.probation = OrderedDict()
         self.protected_blocks = OrderedDict()
 
@@ -364,6 +376,8 @@ cdef class BlockCache:
             self.evictions += 1
             if victim.owner is not None:
                 victim.owner.forget(victim)
+        if self.used + spare_bytes > self.budget + spare_beyond:  # most likely the new block takes a spare one's place
+            trim_spares(<Py_ssize_t> max(<int64_t> spare_beyond, self.budget + spare_beyond - self.used))
         return True
 
     cdef void touch(self, Block block, Py_ssize_t count):

@@ -52,13 +52,13 @@ cdef int stalest_stream(const Pattern* pattern) noexcept nogil:
 cdef int64_t window_for(const Stream* stream, int64_t largest) noexcept nogil:
     """How many bytes to keep asked for beyond `next`: what the run has proven so far, so a short one wastes at most as much.
 
-    A run from the start of the file is most likely a whole-file read and earns four times that. Nothing before the second read.
+    A run from the start of the file is most likely a whole-file read and earns eight times that. Nothing before the second read.
     """
     cdef int64_t run = stream.next - stream.start
     if run <= GRAIN:
         return 0
     if stream.start == 0:
-        run *= 4
+        run *= 8
     return min(run, largest)
 
 

@@ -37,8 +37,8 @@ cdef class Reader:
     cdef Pattern pattern
     cdef list ahead  # offsets of blocks asked for ahead; a reference would keep an evicted block's bytes
 
-    def __cinit__(self, BlockMap blocks not None, int64_t size, object fetch, *, int64_t largest_block=8 << 20,
-                  int64_t largest_window=64 << 20, int64_t whole=1 << 20):
+    def __cinit__(self, BlockMap blocks not None, int64_t size, object fetch, *, int64_t largest_block=16 << 20,
+                  int64_t largest_window=128 << 20, int64_t whole=1 << 20):
         self.blocks = blocks
         self.cache = blocks.cache
         self.size = size
@@ -139,7 +139,8 @@ cdef class Reader:
                 self.ask_strided(offset, length)
             return 0
         stream = &self.pattern.streams[slot]
-        if self.pattern.stride < 0 and hits >= 2:
+        # Backwards: below all that was read. (Reads of a forward reader come out of order, a few of them in reverse.)
+        if self.pattern.stride < 0 and hits >= 2 and offset == stream.start:
             self.ask_strided(offset, length)
         else:
             self.ask_ahead(stream)
