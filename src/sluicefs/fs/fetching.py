@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 
 # A waiting reader fetches up to this much itself: handing it over costs two thread switches.
 INLINE = 1024 * 1024
+# A block that goes on for more than this (bytes) behind what is waited for is handed over all the same: the answer need not
+# wait for the rest.
+WAITED = 64 * 1024
 
 
 class Fetcher:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from sluicefs.engine import Reader
 from sluicefs.errors import CancelledError, ConditionFailedError, NotFoundError
 from sluicefs.fs.draft import Draft, ReadBase
-from sluicefs.fs.fetching import INLINE
+from sluicefs.fs.fetching import INLINE, WAITED
 from sluicefs.fs.nodes import FileState, Node, Version
 from sluicefs.fs.rename import copy_object
 from sluicefs.fs.walk import SMALL
@@ -199,7 +199,8 @@ class Files:
                 for block in mine[1:]:
                     enqueue(block, True)
                 if mine:
-                    if mine[0].size <= INLINE:
+                    needed = offset + length - mine[0].offset
+                    if mine[0].size <= min(INLINE, needed + WAITED):
                         self.core.fetcher.fetch(version, mine[0])
                     else:
                         enqueue(mine[0], True)

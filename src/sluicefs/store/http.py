@@ -23,6 +23,7 @@ from sluicefs.store.proxy import find_proxy, tunnel
 MAX_HEAD = 64 * 1024  # bytes of a status line and headers; S3 allows 8 KiB of metadata
 _HEAD_STEP = 8 * 1024  # bytes of one receive while the head is awaited
 _STEP = 256 * 1024  # bytes between two progress calls
+_FIRST_STEP = 16 * 1024  # bytes until the first; then twice as many each time
 _SLICE = 0.2  # seconds between two looks at `cancelled` while nothing comes
 _TRUSTED = 0.5  # seconds after which an unused connection is looked at before a request that can be sent again takes it
 _IDLE = 50.0  # seconds after which an unused connection is not trusted any more
@@ -151,7 +152,7 @@ class Answer:
             view[position : position + take] = connection.view[:take]
             _shift(connection, take)
             position += take
-        told = start
+        told, step = start, _FIRST_STEP
         patience = time.monotonic() + self._timeout
         try:
             while position < goal:
@@ -161,8 +162,8 @@ class Answer:
                     connection.broken = True
                     break
                 position = reached
-                if position - told >= _STEP:
-                    told = position
+                if position - told >= step:
+                    told, step = position, min(2 * step, _STEP)
                     patience = time.monotonic() + self._timeout
                     if progress is not None:
                         progress(position)
