@@ -315,7 +315,7 @@ def test_many_readers_stay_within_the_budget(size: int) -> None:
 
 
 def test_reads_that_come_in_reverse_fetch_nothing_again() -> None:
-    """The kernel's reads of a forward reader arrive out of order; what has left memory behind them is not a backward reader's."""
+    """The kernel's reads of a forward reader arrive out of order; what left memory is not asked for anew."""
     cache = BlockCache(64 * MiB)
     fetched: list[int] = []
 
