@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from sluicefs.engine import Block, BlockCache, BlockMap, Reader
 
 MiB = 1 << 20
+FIRST = 256 * 1024  # bytes: what is fetched at a file's start
 SOURCE = random.Random(1).randbytes(24 * MiB)
 
 
@@ -211,6 +212,33 @@ def test_random_reads_fetch_little_more_than_was_asked(source: Source) -> None:
     assert sum(size for _, size in source.fetched) <= 1.5 * 200 * 131072
 
 
+@pytest.mark.parametrize(("budget", "whole"), [(512 * MiB, True), (256 * MiB, False)], ids=["has room", "too large"])
+def test_a_file_read_all_over_is_fetched_whole(budget: int, whole: bool) -> None:
+    """Once an eighth of it was asked for in pieces, and only where it fits in a quarter of memory."""
+    size, piece = 96 * MiB, 128 * 1024
+    blocks = BlockMap(BlockCache(budget))
+    fetched: list[int] = []
+
+    def fill(block: Block, urgent: bool = False) -> None:
+        fetched.append(block.size)
+        block.advance(block.size)
+        block.finish()
+
+    reader = Reader(blocks, size, fill)
+    for offset in random.Random(3).sample(range(4 * MiB, size, 4 * MiB + piece), 22) * 8:
+        reader.try_read(offset, piece)
+        for block in reader.demand(offset, piece):
+            fill(block)
+    assert sum(fetched) <= 22 * piece, "little more than was asked"
+    for offset in random.Random(4).sample(range(0, size, piece), 200):
+        for block in reader.demand(offset, piece):
+            fill(block)
+    assert blocks.covers(0, size) is whole
+    assert sum(fetched) <= (size * 9 // 8 + 2 * FIRST if whole else 222 * piece + FIRST)
+    assert not whole or len(fetched) < 130
+    reader.close()
+
+
 @pytest.mark.parametrize("stride", [3 * MiB, -131072], ids=["strided", "backward"])
 def test_a_regular_jump_is_fetched_ahead(source: Source, stride: int) -> None:
     cache = BlockCache(256 * MiB)
@@ -237,6 +265,20 @@ def test_closing_a_reader_takes_back_what_it_asked_ahead() -> None:
     reader.close()
     assert all(block.cancelled() for block in asked)
     assert (cache.streams, cache.in_flight, cache.used) == (0, 0, 0)
+
+
+def test_closing_a_reader_takes_back_the_rest_of_the_file_and_another_asks_anew() -> None:
+    blocks = BlockMap(BlockCache(256 * MiB))
+    asked: list[Block] = []
+    for _ in range(2):
+        reader = Reader(blocks, 48 * MiB, lambda block, urgent: asked.append(block))
+        for offset in range(8 * MiB, 48 * MiB, 5 * MiB):
+            for block in reader.demand(offset, MiB):
+                block.advance(block.size)
+                block.finish()
+        assert sum(block.size for block in asked if not block.cancelled()) >= 32 * MiB
+        reader.close()
+        assert all(block.cancelled() for block in asked)
 
 
 def test_a_seek_takes_back_what_is_no_longer_wanted() -> None:

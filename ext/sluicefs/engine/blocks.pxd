@@ -35,6 +35,8 @@ cdef class BlockMap:
     cdef BlockCache cache
     cdef list blocks
     cdef public double confirmed
+    cdef int64_t asked  # bytes of all blocks that were ever made here
+    cdef bint rest_asked  # all of the object was asked for
     cdef Py_ssize_t index_of(self, int64_t position)
     cdef Block find(self, int64_t position)
     cdef Block create(self, int64_t start, int64_t end, bint must)

@@ -290,6 +290,7 @@ cdef class BlockMap:
         block = Block(start, end - start)
         block.owner = self
         self.blocks.insert(i, block)
+        self.asked += block.size
         self.cache.used += block.size
         self.cache.in_flight += block.size
         return block

@@ -34,8 +34,7 @@ cdef int match_stream(Pattern* pattern, int64_t offset, int64_t length) noexcept
         slot = stalest_stream(pattern)
     stream = &pattern.streams[slot]
     stream.start = offset
-    stream.next = offset + length
-    stream.ahead = 0
+    stream.next = stream.ahead = offset + length
     stream.last_use = pattern.clock
     return -1 - slot
 

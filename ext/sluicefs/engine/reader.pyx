@@ -15,6 +15,11 @@ from sluicefs.engine.readahead cimport (
 cdef int64_t PAGE = 4096
 cdef int64_t GRAIN = 128 * 1024
 cdef int64_t FIRST = 256 * 1024
+# Of an object of up to a quarter of the budget, once an eighth was asked for in pieces, the rest is asked for too: who reads
+# like that goes through all of it, and each piece would cost a round trip.
+cdef int SHARE_OF_BUDGET = 4
+cdef int SHARE_OF_OBJECT = 8
+cdef int64_t PIECE = 1024 * 1024
 # A stream is taken for abandoned after this many reads of others: what it still waits for in the queue is withdrawn.
 cdef int64_t ABANDONED = 24
 
@@ -36,6 +41,7 @@ cdef class Reader:
     cdef bint passing  # too large to be kept: what a sequential reader is through with leaves at once
     cdef Pattern pattern
     cdef list ahead  # offsets of blocks asked for ahead; a reference would keep an evicted block's bytes
+    cdef list rest  # the same, of an object that is fetched whole
 
     def __cinit__(self, BlockMap blocks not None, int64_t size, object fetch, *, int64_t largest_block=16 << 20,
                   int64_t largest_window=128 << 20, int64_t whole=1 << 20):
@@ -48,6 +54,7 @@ cdef class Reader:
         self.whole = whole
         self.passing = size > self.cache.keepable()
         self.ahead = []
+        self.rest = []
         memset(&self.pattern, 0, sizeof(Pattern))
 
     def try_read(self, int64_t offset, int64_t length):
@@ -83,7 +90,15 @@ cdef class Reader:
                 self.cache.misses += 1
                 mine.append(block)
             offset = block.offset + block.size
+        if len(mine) and self.deserves_the_rest():
+            self.ask_rest()
         return mine
+
+    cdef bint deserves_the_rest(self):
+        """Is the object read all over, and is there room for all of it?"""
+        if self.size <= self.whole or self.blocks.rest_asked or self.blocks.asked < self.size // SHARE_OF_OBJECT:
+            return False
+        return self.size <= self.cache.budget // SHARE_OF_BUDGET and self.cache.in_flight + self.size <= self.cache.budget // 2
 
     def collect(self, int64_t offset, int64_t length, double seconds):
         """Wait for the bytes, at most `seconds` for each block. None if a block went meanwhile: `demand` again.
@@ -156,8 +171,6 @@ cdef class Reader:
         if not stream.window_open:
             stream.window_open = True
             self.cache.streams += 1
-        if stream.ahead < stream.next:
-            stream.ahead = stream.next
         size = block_size_for(window, self.largest_block)
         while stream.ahead < self.size and stream.ahead + size <= stream.next + max(window, size):
             start = stream.ahead
@@ -171,6 +184,25 @@ cdef class Reader:
                 self.note_ahead(block)
                 self.fetch(block, False)
             stream.ahead = block.offset + block.size
+        return 0
+
+    cdef int ask_rest(self) except -1:
+        """Ask for all of the object that is not there. Small pieces that are give way, as they would cut it into many more."""
+        cdef int64_t position = 0
+        cdef Block block
+        self.blocks.rest_asked = True
+        for block in list(self.blocks.blocks):
+            if block.ended and block.size < PIECE:
+                self.cache.drop(block)
+        while position < self.size:
+            block = self.blocks.find(position)
+            if block is None:
+                block = self.blocks.create(position, min(position + self.largest_block, self.size), False)
+                if block is None:
+                    return 0
+                self.rest.append(position)
+                self.fetch(block, False)
+            position = block.offset + block.size
         return 0
 
     cdef int ask_strided(self, int64_t offset, int64_t length) except -1:
@@ -217,7 +249,7 @@ cdef class Reader:
             stream = &self.pattern.streams[i]
             if stream.window_open and self.pattern.clock - stream.last_use > ABANDONED:
                 stream.window_open = False
-                stream.ahead = 0
+                stream.ahead = stream.next
                 self.cache.streams -= 1
                 abandoned = True
         for offset in self.ahead:
@@ -254,8 +286,10 @@ cdef class Reader:
                 self.pattern.streams[i].window_open = False
                 self.cache.streams -= 1
         self.pattern.count = 0
-        for offset in self.ahead:
+        for offset in self.ahead + self.rest:
             block = self.in_flight(offset)
             if block is not None:
                 self.drop(block)
+                self.blocks.rest_asked = False
         self.ahead = []
+        self.rest = []
