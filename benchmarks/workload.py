@@ -88,8 +88,8 @@ class Scene:
 
     @property
     def connections(self) -> int:
-        """How many the ceiling uses for large files: behind a delay as many as sluicefs opens; on loopback more are slower."""
-        return 10 if self.delay else 4
+        """How many the ceiling uses for large files: as many as sluicefs has under way for one."""
+        return 8
 
     def open(self, endpoint: str = "") -> S3Store:
         """The bucket without a mount, by `endpoint` (the server itself where none is given); keys from the environment."""
