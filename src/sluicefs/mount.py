@@ -60,15 +60,35 @@ def fuse_options(config: Config) -> set[str]:
 
 
 class _Operations(Operations):
-    """Operations that say when the kernel's first request has arrived."""
+    """Operations that say when the kernel's first request has arrived, and raise its read-ahead before the first file is open.
 
-    def __init__(self, fs: FileSystem, started: Callable[[], None]):
+    Not at the first request: the kernel takes the answer to that for a reason to lower it again (fs/fuse/inode.c,
+    process_init_reply).
+    """
+
+    def __init__(self, fs: FileSystem, mountpoint: str, started: Callable[[], None]):
         super().__init__(fs)
         self._started = started
+        self._mountpoint: str | None = mountpoint
 
     def init(self) -> None:
         # On a thread of its own: llfuse's lock is held here, and an answer to the kernel is due first.
         threading.Thread(target=self._started, name="started", daemon=True).start()
+
+    def open(self, inode: int, flags: int, ctx: Any) -> int:
+        self._raise_read_ahead()
+        handle: int = super().open(inode, flags, ctx)
+        return handle
+
+    def create(self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: Any) -> tuple[int, llfuse.EntryAttributes]:
+        self._raise_read_ahead()
+        made: tuple[int, llfuse.EntryAttributes] = super().create(parent_inode, name, mode, flags, ctx)
+        return made
+
+    def _raise_read_ahead(self) -> None:
+        mountpoint, self._mountpoint = self._mountpoint, None
+        if mountpoint is not None:
+            _raise_read_ahead(mountpoint)
 
 
 def serve(config: Config, store: Store, *, ready: Callable[[], None]) -> None:
@@ -88,13 +108,9 @@ def serve(config: Config, store: Store, *, ready: Callable[[], None]) -> None:
     if not config.read_only:
         fs.take_over()
 
-    def started() -> None:
-        _raise_read_ahead(config.mountpoint)
-        ready()
-
     server = control.Server(control.socket_path(config.mountpoint), _handlers(config, store, fs))
     try:
-        llfuse.init(_Operations(fs, started), config.mountpoint, fuse_options(config))
+        llfuse.init(_Operations(fs, config.mountpoint, ready), config.mountpoint, fuse_options(config))
     except RuntimeError as error:
         fs.close()
         raise MountError(

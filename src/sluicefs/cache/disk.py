@@ -184,6 +184,7 @@ class DiskCache:
                 "used": used,
                 "on": not self._off(),
                 "queued": self._queued,
+                "queue_limit": self._queue_bytes,
                 "hits": self.hits,
                 "misses": self.misses,
                 "bytes_read": self.bytes_read,
