@@ -14,7 +14,7 @@ PIP    := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 EXT    := $(shell find ext -name '*.pyx' -o -name '*.pxd')
 
-.PHONY: setup demo test check lint types test-mount bench bench-quick bench-engine soak crash fuzz sanitize cover annotate clean
+.PHONY: setup demo test check lint types test-mount bench bench-quick bench-programs bench-engine soak crash fuzz sanitize cover annotate clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMPS)/engine
@@ -81,6 +81,10 @@ bench: $(STAMPS)/bench $(STAMPS)/programs
 
 bench-quick: $(STAMPS)/bench $(STAMPS)/programs
 	$(BIN)/python -m benchmarks run --quick $(ARGS)
+
+# DuckDB, pandas, random records and grep on mounts, side by side.
+bench-programs: $(STAMPS)/bench $(STAMPS)/demo $(STAMPS)/programs
+	$(BIN)/python -m benchmarks.analysis run $(ARGS)
 
 bench-engine: $(STAMPS)/bench
 	$(PYTEST) benchmarks/bench_engine.py $(PATIENT) $(ARGS)

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,21 @@ def _contestant(name: str, table: Any, file: Path) -> Contestant:
 def search_path() -> str:
     """PATH with the folder of this Python first."""
     return os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+
+
+@contextlib.contextmanager
+def fusermount3(folder: Path) -> Iterator[None]:
+    """libfuse 2's fusermount under the name that rclone asks for, where only that one is installed: they speak the same."""
+    found = shutil.which("fusermount", path=search_path())
+    before = os.environ.get("PATH", "")
+    if found and shutil.which("fusermount3", path=search_path()) is None:
+        (folder / "bin").mkdir()
+        (folder / "bin" / "fusermount3").symlink_to(found)
+        os.environ["PATH"] = f"{before}:{folder / 'bin'}"
+    try:
+        yield
+    finally:
+        os.environ["PATH"] = before
 
 
 class Mount:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
-from benchmarks.contestants import Contestant, Fault, Mount, Place, search_path
+from benchmarks.contestants import Contestant, Fault, Mount, Place, fusermount3
 from benchmarks.data import Dataset, File, MiB, upload
 from benchmarks.plan import Plan, first_round, is_verified, takers, turn
 from benchmarks.processes import CommandError, Meter, Usage, drop_caches, module_command, run_command
@@ -110,7 +110,7 @@ class Bench:
             stack.enter_context(_sigterm_raises())
             begin = time.monotonic()
             self._folder = Path(stack.enter_context(_work_folder(self._options.folder)))
-            stack.enter_context(_fusermount3(self._folder))
+            stack.enter_context(fusermount3(self._folder))
             self._stage = stack.enter_context(Stage())
             self._server = stack.enter_context(DevServer("seaweedfs", in_memory=True))
             self._proxy = stack.enter_context(Proxy(self._server.endpoint, self._folder, _DELAY))
@@ -418,21 +418,6 @@ def _clear_mounts(folder: str) -> None:
         if where.startswith(folder + "/"):
             with contextlib.suppress(CommandError):
                 run_command(["umount", "-l", where], timeout=20)
-
-
-@contextlib.contextmanager
-def _fusermount3(folder: Path) -> Iterator[None]:
-    """libfuse 2's fusermount under the name that rclone asks for, where only that one is installed: they speak the same."""
-    found = shutil.which("fusermount", path=search_path())
-    before = os.environ.get("PATH", "")
-    if found and shutil.which("fusermount3", path=search_path()) is None:
-        (folder / "bin").mkdir()
-        (folder / "bin" / "fusermount3").symlink_to(found)
-        os.environ["PATH"] = f"{before}:{folder / 'bin'}"
-    try:
-        yield
-    finally:
-        os.environ["PATH"] = before
 
 
 @contextlib.contextmanager
