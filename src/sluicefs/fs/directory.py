@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from sluicefs.errors import NotFoundError
 from sluicefs.fs import attributes
 from sluicefs.fs.entries import Entry, etag_of
+from sluicefs.fs.gaps import Gap, before, in_order
 from sluicefs.fs.names import FOLDER_SUFFIX, Listing, valid_name
 from sluicefs.fs.nodes import DirState, FileState, Node, Version
 from sluicefs.fs.stored import NEAR
@@ -43,6 +44,7 @@ class Directories:
         self.core = core
         self.ttl = core.config.attr_ttl
         self.left_out: set[str] = set()  # keys that were reported
+        self._in_order = True  # so far all listings were; where they are not, a page tells of the names it shows alone
         self.left_out_count = 0  # keys not shown in the directories listed so far
         self._file_mode = stat.S_IFREG | core.defaults.file_mode  # one object for all nodes
         self._dir_mode = stat.S_IFDIR | core.defaults.dir_mode
@@ -105,6 +107,7 @@ class Directories:
         while True:
             page = self.core.store.list(prefix, delimiter="/", token=token)
             listing.add(page.objects, page.prefixes)
+            self._in_order = self._in_order and in_order(page)
             token = page.token
             if token is None:
                 return listing
@@ -189,9 +192,12 @@ class Directories:
 
     # -- one name -------------------------------------------------------------------------------------------------------
 
-    def missing_for(self, parent: Node) -> float:
+    def missing_for(self, parent: Node, name: str) -> float:
         """For how long (seconds) a name that was just not found may be taken for missing."""
-        left = parent.dir.listed_at + self.ttl - time.monotonic()
+        now = time.monotonic()
+        with self.core.lock:
+            told = max(parent.dir.listed_at, parent.dir.gaps.told(name, now - self.ttl))
+        left = told + self.ttl - now
         return left if left > 0 else self.ttl
 
     def lookup(self, parent: Node, name: str) -> Node:
@@ -210,6 +216,9 @@ class Directories:
                 return child
             if self.fresh(state, name, child):
                 return self._from_entry(parent, name)
+            if child is None and name not in state.entries and state.gaps.told(name, now - self.ttl):
+                state.gaps.useful()
+                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
             state.probes += 1
             try_list = now >= state.big_until and (child is None or state.probes > 2)
         if try_list and self.load(parent, wanted=name):
@@ -236,27 +245,58 @@ class Directories:
         while True:
             started = time.monotonic()
             with core.lock:
-                prefix = core.table.prefix_of(parent)
+                assert parent.children is not None
+                prefix, gaps = core.table.prefix_of(parent), parent.dir.gaps
                 known = parent.dir.entries.get(name)
-            info, is_dir = self._ask(prefix, name, known)
+                likely = gaps.likely and known is None and name not in parent.children
+            info, is_dir, gap = self._ask(prefix, name, known, gaps.width, likely)
             with core.lock:
                 if core.table.prefix_of(parent) == prefix:  # else it was renamed meanwhile
+                    if gap is not None:
+                        gaps.add(gap)
                     return self._found(parent, name, info, is_dir, started)
 
-    def _ask(self, prefix: str, name: str, known: Entry | None) -> tuple[ObjectInfo | None, bool]:
-        """(object of a name, whether it is a directory): HEAD, and where that does not tell, a LIST of one key."""
+    def _ask(
+        self, prefix: str, name: str, known: Entry | None, width: int, missing: bool
+    ) -> tuple[ObjectInfo | None, bool, Gap | None]:
+        """(object of a name, whether it is a directory, what was told of the names around it).
+
+        HEAD, and where that does not tell, a LIST from that name on; the other way round where it is likely to be `missing`.
+        """
+        gap, shown = self._around(prefix, name, width) if missing else (None, None)
+        if gap is not None and gap.misses(name):
+            return None, False, gap
         info = self._head(prefix + name)
         if info is not None and info.size:
-            return info, False
+            return info, False, gap
         if name.endswith(FOLDER_SUFFIX):
             info = None  # a directory's marker is no file
+        if info is None and gap is None:
+            gap, shown = self._around(prefix, name, width)
+            if gap is not None and gap.misses(name):
+                return None, False, gap
+        marker = shown or known
+        if info is None and marker is not None and marker.info is not None and marker.info.key.endswith(FOLDER_SUFFIX):
+            info = self._head(marker.info.key)  # a listing said that this makes it a directory
+            if info is not None:
+                return info, True, gap
+        if shown is not None and shown.is_dir:
+            return info, True, gap
         page = self.core.store.list(f"{prefix}{name}/", limit=1)
-        if page.objects or page.prefixes:
-            return info, True
-        if info is None and known is not None and known.info is not None and known.info.key.endswith(FOLDER_SUFFIX):
-            info = self._head(known.info.key)  # a listing said that this makes it a directory
-            return info, info is not None
-        return info, info is not None and attributes.says_directory(info)
+        is_dir = bool(page.objects or page.prefixes)
+        return info, is_dir or (info is not None and attributes.says_directory(info)), gap
+
+    def _around(self, prefix: str, name: str, width: int) -> tuple[Gap | None, Entry | None]:
+        """One page of names, this one or what comes next first: what it tells of all of them, and what it shows of this one."""
+        if self.ttl <= 0 or not self._in_order:
+            return None, None
+        start, started = before(name), time.monotonic()
+        page = self.core.store.list(prefix, delimiter="/", start_after=prefix + start, limit=width)
+        listing = Listing(prefix)
+        listing.add(page.objects, page.prefixes)
+        self._in_order = self._in_order and in_order(page)
+        gap = Gap(start, listing.entries, whole=page.token is None, at=started) if self._in_order else None
+        return gap, listing.entries.get(name)
 
     def _head(self, key: str) -> ObjectInfo | None:
         try:
@@ -269,6 +309,8 @@ class Directories:
         core = self.core
         assert parent.children is not None
         child = parent.children.get(name)
+        if child is None:
+            parent.dir.gaps.likely = info is None and not is_dir
         if parent.dir.changed.get(name, 0.0) >= started:
             if child is None:
                 raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
@@ -281,6 +323,8 @@ class Directories:
             parent.dir.entries.pop(name, None)
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
         entry = Entry(name, is_dir, info)
+        if info is not None and info.key.endswith(FOLDER_SUFFIX):
+            parent.dir.entries[name] = entry  # rmdir has to delete it
         if child is not None and child.is_dir == is_dir:
             if is_dir or info is None:
                 child.checked = started
@@ -370,7 +414,7 @@ class Directories:
             parent = node.parent
             node.checked = 0.0
             if parent is not None and node.draft is None:
-                parent.dir.listed_at = 0.0
+                parent.dir.distrust()
                 self.core.table.detach(node)
 
     def version_of(self, node: Node) -> Version:

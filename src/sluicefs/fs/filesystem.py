@@ -111,9 +111,9 @@ class FileSystem:
                     node.lookups += 1
                     return node
 
-    def missing_for(self, parent_ino: int) -> float:
+    def missing_for(self, parent_ino: int, name: bytes) -> float:
         """For how long (seconds) the kernel may remember that a name was not found."""
-        return self.core.directories.missing_for(self.node(parent_ino))
+        return self.core.directories.missing_for(self.node(parent_ino), name.decode("utf-8", "replace"))
 
     def forget(self, counts: list[tuple[int, int]]) -> None:
         """The kernel gave back lookups: (inode number, count) each."""
