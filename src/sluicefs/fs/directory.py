@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 
 from sluicefs.errors import NotFoundError
 from sluicefs.fs import attributes
+from sluicefs.fs.asking import Asking
 from sluicefs.fs.entries import Entry, etag_of
-from sluicefs.fs.gaps import Gap, before, in_order
+from sluicefs.fs.firstread import FirstRead
 from sluicefs.fs.names import FOLDER_SUFFIX, Listing, valid_name
 from sluicefs.fs.nodes import DirState, FileState, Node, Version
 from sluicefs.fs.stored import NEAR
@@ -43,8 +44,8 @@ class Directories:
     def __init__(self, core: Core):
         self.core = core
         self.ttl = core.config.attr_ttl
+        self.asking = Asking(core.store, around=self.ttl > 0)
         self.left_out: set[str] = set()  # keys that were reported
-        self._in_order = True  # so far all listings were; where they are not, a page tells of the names it shows alone
         self.left_out_count = 0  # keys not shown in the directories listed so far
         self._file_mode = stat.S_IFREG | core.defaults.file_mode  # one object for all nodes
         self._dir_mode = stat.S_IFDIR | core.defaults.dir_mode
@@ -98,6 +99,9 @@ class Directories:
                     if core.table.prefix_of(node) == listing.prefix:  # else it was renamed meanwhile
                         self._report_left_out(listing)
                         self._merge(node, listing, started)
+                        child = (node.children or {}).get(wanted or "")
+                        if child is not None:
+                            child.late = started  # it was answered for
                         return True
             return True
 
@@ -107,7 +111,7 @@ class Directories:
         while True:
             page = self.core.store.list(prefix, delimiter="/", token=token)
             listing.add(page.objects, page.prefixes)
-            self._in_order = self._in_order and in_order(page)
+            self.asking.see(page)
             token = page.token
             if token is None:
                 return listing
@@ -200,8 +204,8 @@ class Directories:
         left = told + self.ttl - now
         return left if left > 0 else self.ttl
 
-    def lookup(self, parent: Node, name: str) -> Node:
-        """The node of `name`, its lookup count not yet raised. OSError ENOENT, ENOTDIR."""
+    def lookup(self, parent: Node, name: str, *, opening: bool = False) -> Node:
+        """The node of `name`, its lookup count not yet raised. OSError ENOENT, ENOTDIR. `opening`: it may be read next."""
         core = self.core
         if not parent.is_dir:
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
@@ -221,10 +225,42 @@ class Directories:
                 raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
             state.probes += 1
             try_list = now >= state.big_until and (child is None or state.probes > 2)
-        if try_list and self.load(parent, wanted=name):
+            first = self._first_read(parent, name, child) if opening else None
+        if try_list and (self.load(parent, wanted=name) if first is None else self._load_beside(parent, name, first)):
             with core.lock:
                 return self._from_entry(parent, name)
-        return self._probe(parent, name)
+        return self._probe(parent, name, first)
+
+    def _first_read(self, parent: Node, name: str, child: Node | None) -> FirstRead | None:
+        """The first bytes of a file that nobody has looked up yet, on their way, where that is worth it. Under `Core.lock`."""
+        core, state = self.core, parent.dir
+        known = state.entries.get(name)
+        prefix = core.table.prefix_of(parent)
+        if child is not None or core.walks.knows(prefix) or (known is None and (state.listed_at or state.gaps.likely)):
+            return None
+        return core.first_reads.begin(prefix + name, name, known)
+
+    def _load_beside(self, parent: Node, name: str, first: FirstRead) -> bool:
+        """`load`, but when `first` has found a file the listing goes on by itself. False: the listing is not what tells."""
+        loading = self.core.first_reads.submit(lambda: self.load(parent, wanted=name))
+        loading.add_done_callback(lambda _: first.wake())
+        first.wait(loading.done)
+        if loading.done() and loading.exception() is not None:
+            first.wait()
+        elif loading.done() and loading.result():
+            with self.core.lock:
+                entry = parent.dir.entries.get(name)
+            if entry is not None and entry.is_dir:
+                first.drop()
+                return True
+            if entry is not None:  # it is on its way, and whoever reads would have to ask for the same bytes
+                first.wait(seconds=time.monotonic() - first.started)
+        if first.info is not None:
+            return False
+        found = loading.result()
+        if found:
+            first.drop()
+        return found
 
     def _from_entry(self, parent: Node, name: str) -> Node:
         assert parent.children is not None
@@ -239,70 +275,32 @@ class Directories:
             child.late = parent.dir.listed_at
         return child
 
-    def _probe(self, parent: Node, name: str) -> Node:
-        """Ask for one name."""
+    def _probe(self, parent: Node, name: str, first: FirstRead | None = None) -> Node:
+        """Ask for one name, for which `first` may be under way."""
         core = self.core
         while True:
-            started = time.monotonic()
+            started = time.monotonic() if first is None else first.started
             with core.lock:
                 assert parent.children is not None
                 prefix, gaps = core.table.prefix_of(parent), parent.dir.gaps
                 known = parent.dir.entries.get(name)
-                likely = gaps.likely and known is None and name not in parent.children
-            info, is_dir, gap = self._ask(prefix, name, known, gaps.width, likely)
+                likely = gaps.likely and known is None and name not in parent.children and first is None
+            if first is not None and first.key != prefix + name:
+                first = None
+                continue
+            info, is_dir, gap = self.asking.ask(prefix, name, known, gaps.width, likely, first)
             with core.lock:
                 if core.table.prefix_of(parent) == prefix:  # else it was renamed meanwhile
                     if gap is not None:
                         gaps.add(gap)
-                    return self._found(parent, name, info, is_dir, started)
-
-    def _ask(
-        self, prefix: str, name: str, known: Entry | None, width: int, missing: bool
-    ) -> tuple[ObjectInfo | None, bool, Gap | None]:
-        """(object of a name, whether it is a directory, what was told of the names around it).
-
-        HEAD, and where that does not tell, a LIST from that name on; the other way round where it is likely to be `missing`.
-        """
-        gap, shown = self._around(prefix, name, width) if missing else (None, None)
-        if gap is not None and gap.misses(name):
-            return None, False, gap
-        info = self._head(prefix + name)
-        if info is not None and info.size:
-            return info, False, gap
-        if name.endswith(FOLDER_SUFFIX):
-            info = None  # a directory's marker is no file
-        if info is None and gap is None:
-            gap, shown = self._around(prefix, name, width)
-            if gap is not None and gap.misses(name):
-                return None, False, gap
-        marker = shown or known
-        if info is None and marker is not None and marker.info is not None and marker.info.key.endswith(FOLDER_SUFFIX):
-            info = self._head(marker.info.key)  # a listing said that this makes it a directory
-            if info is not None:
-                return info, True, gap
-        if shown is not None and shown.is_dir:
-            return info, True, gap
-        page = self.core.store.list(f"{prefix}{name}/", limit=1)
-        is_dir = bool(page.objects or page.prefixes)
-        return info, is_dir or (info is not None and attributes.says_directory(info)), gap
-
-    def _around(self, prefix: str, name: str, width: int) -> tuple[Gap | None, Entry | None]:
-        """One page of names, this one or what comes next first: what it tells of all of them, and what it shows of this one."""
-        if self.ttl <= 0 or not self._in_order:
-            return None, None
-        start, started = before(name), time.monotonic()
-        page = self.core.store.list(prefix, delimiter="/", start_after=prefix + start, limit=width)
-        listing = Listing(prefix)
-        listing.add(page.objects, page.prefixes)
-        self._in_order = self._in_order and in_order(page)
-        gap = Gap(start, listing.entries, whole=page.token is None, at=started) if self._in_order else None
-        return gap, listing.entries.get(name)
-
-    def _head(self, key: str) -> ObjectInfo | None:
-        try:
-            return self.core.store.head(key)
-        except NotFoundError:
-            return None
+                    found = self._found(parent, name, info, is_dir, started)
+                    found.late = parent.dir.listed_at
+                    if first is not None and info is not None and first.info is info and parent.dir.lock.locked():
+                        # Nobody knows which answer is newer: the listing that is under way does not undo this one.
+                        parent.dir.entries[name] = Entry(name, False, info)
+                        parent.dir.changed[name] = time.monotonic()
+                    return found
+            first = None
 
     def _found(self, parent: Node, name: str, info: ObjectInfo | None, is_dir: bool, started: float) -> Node:
         """The node of a name that was asked for at `started`. ENOENT. Under `Core.lock`."""

@@ -105,7 +105,7 @@ class FileSystem:
             elif name == b"..":
                 node = parent.parent or parent
             else:
-                node = self.core.directories.lookup(parent, _name_to_find(name))
+                node = self.core.directories.lookup(parent, _name_to_find(name), opening=True)
             with self.core.lock:
                 if node.ino in self.core.table.by_ino:  # else it was dropped between the two locks
                     node.lookups += 1
