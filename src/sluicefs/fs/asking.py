@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import time
 
 from sluicefs.errors import NotFoundError
@@ -11,6 +12,14 @@ from sluicefs.fs.firstread import FirstRead
 from sluicefs.fs.gaps import Gap, before, in_order
 from sluicefs.fs.names import FOLDER_SUFFIX, Listing
 from sluicefs.store.api import ListPage, ObjectInfo, Store
+
+
+class Likely(enum.Enum):
+    """What a name most likely is."""
+
+    FILE = enum.auto()
+    DIRECTORY = enum.auto()
+    MISSING = enum.auto()
 
 
 class Asking:
@@ -26,13 +35,15 @@ class Asking:
         self._in_order = self._in_order and in_order(page)
 
     def ask(
-        self, prefix: str, name: str, known: Entry | None, width: int, missing: bool, first: FirstRead | None
+        self, prefix: str, name: str, known: Entry | None, width: int, likely: Likely, first: FirstRead | None
     ) -> tuple[ObjectInfo | None, bool, Gap | None]:
         """(object of a name, whether it is a directory, what was told of the names around it).
 
-        HEAD, and where that does not tell, a LIST from that name on; the other way round where it is likely to be `missing`.
+        HEAD, and where that does not tell, a LIST from that name on of up to `width` names; first what tells most `likely`.
         """
-        gap, shown = self._around(prefix, name, width) if missing else (None, None)
+        if likely is Likely.DIRECTORY and self._any_below(prefix, name):
+            return None, True, None
+        gap, shown = self._around(prefix, name, width) if likely is Likely.MISSING else (None, None)
         if gap is not None and gap.misses(name):
             return None, False, gap
         info = self._head(prefix + name) if first is None else self._answer(first)
@@ -51,9 +62,12 @@ class Asking:
                 return info, True, gap
         if shown is not None and shown.is_dir:
             return info, True, gap
-        page = self._store.list(f"{prefix}{name}/", limit=1)
-        is_dir = bool(page.objects or page.prefixes)
+        is_dir = likely is not Likely.DIRECTORY and self._any_below(prefix, name)
         return info, is_dir or (info is not None and attributes.says_directory(info)), gap
+
+    def _any_below(self, prefix: str, name: str) -> bool:
+        page = self._store.list(f"{prefix}{name}/", limit=1)
+        return bool(page.objects or page.prefixes)
 
     def _around(self, prefix: str, name: str, width: int) -> tuple[Gap | None, Entry | None]:
         """One page of names, this one or what comes next first: what it tells of all of them, and what it shows of this one."""

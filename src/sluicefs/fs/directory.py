@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from sluicefs.errors import NotFoundError
 from sluicefs.fs import attributes
-from sluicefs.fs.asking import Asking
+from sluicefs.fs.asking import Asking, Likely
 from sluicefs.fs.entries import Entry, etag_of
 from sluicefs.fs.firstread import FirstRead
 from sluicefs.fs.names import FOLDER_SUFFIX, Listing, valid_name
@@ -283,8 +283,12 @@ class Directories:
             with core.lock:
                 assert parent.children is not None
                 prefix, gaps = core.table.prefix_of(parent), parent.dir.gaps
-                known = parent.dir.entries.get(name)
-                likely = gaps.likely and known is None and name not in parent.children and first is None
+                known, child = parent.dir.entries.get(name), parent.children.get(name)
+                likely = Likely.FILE
+                if child.is_dir if child is not None else known is not None and known.is_dir:
+                    likely = Likely.DIRECTORY
+                elif gaps.likely and known is None and child is None and first is None:
+                    likely = Likely.MISSING
             if first is not None and first.key != prefix + name:
                 first = None
                 continue
