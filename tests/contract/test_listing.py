@@ -80,6 +80,20 @@ def test_start_after(store: Store) -> None:
     assert store.list("", start_after="d").objects == []
 
 
+@pytest.mark.parametrize("limit", [1, 3, 1000])
+def test_a_page_from_a_name_on_shows_all_up_to_its_last(store: Store, limit: int) -> None:
+    """What `fs/gaps.py` relies on, in the order of S3 and in that of a tree."""
+    files, directories = ["a", "a-b", "a.txt", "b!", "c d", "n-2", "é"], ["a0", "b", "b-c", "c", "n", "n-1"]
+    fill(store, [f"d/{name}" for name in files] + [f"d/{name}/x" for name in directories])
+    names = sorted([*files, *directories])
+    for start in ["!", "a", "a-\U0010ffff", "a\U0010ffff", "b", "b!\U0010ffff", "c", "n", "n-0\U0010ffff", "z"]:
+        page = store.list("d/", delimiter="/", start_after=f"d/{start}", limit=limit)
+        shown = {info.key[2:] for info in page.objects} | {prefix[2:-1] for prefix in page.prefixes}
+        end = max(shown) if page.token is not None else "\U0010ffff"
+        missed = {name for name in names if start < name and f"{name}_$folder$" <= end} - shown
+        assert not missed, start
+
+
 def test_utf8_byte_order(store: Store) -> None:
     keys = ["A", "Z", "a", "a-b", "a.b", "a0", "z", "é", "\ufb01", "\U0001f388"]
     fill(store, list(reversed(keys)))

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from sluicefs.errors import CancelledError, ConditionFailedError, NotFoundError, StoreError, TooLargeError
-from sluicefs.store.api import Store
+from sluicefs.store.api import ObjectInfo, Store
 from tests.contract.keys import ODD_KEYS
 
 
@@ -89,6 +89,39 @@ def test_progress_grows_to_the_whole(store: Store) -> None:
     assert seen == sorted(seen)
     assert seen[-1] == len(body)
     assert len(seen) >= 4
+
+
+@pytest.mark.parametrize("size", [1, 1000, 200_000])
+def test_the_start_of_an_unknown_version(store: Store, size: int) -> None:
+    body = (bytes(range(251)) * 1000)[:size]
+    etag = store.put("s.bin", body, metadata={"mode": "33188"}, content_type="text/x-odd")
+    wanted = bytearray(min(size, 4096))
+    seen: list[ObjectInfo] = []
+    landed: list[int] = []
+
+    def begin(info: ObjectInfo) -> bytearray:
+        assert not landed
+        seen.append(info)
+        return wanted
+
+    info = store.get_start("s.bin", 4096, begin, progress=landed.append)
+    assert seen == [info] and wanted == body[:4096] and landed[-1] == len(wanted)
+    assert (info.key, info.size, info.etag, info.content_type) == ("s.bin", size, etag, "text/x-odd")
+    assert info.metadata == {"mode": "33188"} and info.modified == store.head("s.bin").modified
+
+
+def test_a_start_that_nobody_wants_is_dropped(store: Store) -> None:
+    store.put("s.bin", bytes(200_000))
+    assert store.get_start("s.bin", 100_000, lambda info: None).size == 200_000
+    assert store.counters.bytes_down == 0
+    refused(CancelledError, lambda: store.get_start("s.bin", 100_000, lambda i: bytearray(100_000), cancelled=lambda: True))
+    assert store.head("s.bin").size == 200_000
+
+
+def test_a_start_of_nothing(store: Store) -> None:
+    refused(NotFoundError, lambda: store.get_start("no", 4096, lambda info: None))
+    store.put("empty", b"")
+    assert refused(StoreError, lambda: store.get_start("empty", 4096, lambda info: None)).status == 416
 
 
 def test_cancelled_read_ends(store: Store) -> None:

@@ -136,6 +136,23 @@ def test_cat_of_100_mib_fetches_each_byte_once_in_few_requests(bench: Bench) -> 
     assert bench.requests["GetObject"] <= 32
 
 
+def test_what_the_disk_cache_has_is_read_without_a_data_request_after_a_remount(tmp_path: Path) -> None:
+    store, data = MemoryStore(), {"small.txt": b"content", "large.bin": os.urandom(1 << 20) * 5}
+    for name, body in data.items():
+        store.put(f"set/{name}", body)
+    for mount in ("first", "second"):
+        fs = make(store, tmp_path / mount, cache_dir=str(tmp_path / "cache"), cache_size=64 * MiB)
+        bench = Bench(fs, store)
+        bench.reset()
+        for name, body in data.items():
+            assert bench.read(f"set/{name}") == body
+        if mount == "first":
+            assert bench.requests["GetObject"] >= 2
+        else:
+            assert bench.requests == {"ListObjectsV2": 2}
+        fs.close()
+
+
 def test_a_long_listing_and_its_look_ups_cost_its_pages(bench: Bench) -> None:
     for i in range(10_000):
         bench.store.put(f"many/{i:05}", b"")

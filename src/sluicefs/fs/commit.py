@@ -380,7 +380,7 @@ class Committer:
         log.error("%s was changed by someone else (%s): our version is kept as %s", node.name, error, key)
         with core.lock:
             node.file.draft = None
-            parent.dir.listed_at = 0.0
+            parent.dir.distrust()
             core.table.detach(node)
         draft.close()
         return True

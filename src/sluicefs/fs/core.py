@@ -21,6 +21,7 @@ from sluicefs.fs.attributes import Defaults
 from sluicefs.fs.commit import Committer
 from sluicefs.fs.directory import Directories
 from sluicefs.fs.fetching import Fetcher
+from sluicefs.fs.firstread import FirstReads
 from sluicefs.fs.nodes import Node, NodeTable, Version
 from sluicefs.fs.stored import StoredAttributes
 from sluicefs.fs.uploads import JournalingStore
@@ -67,6 +68,7 @@ class Core:
         self.directories = Directories(self)
         self.stored = StoredAttributes(self)
         self.walks = Walks(self)
+        self.first_reads = FirstReads(self)
 
     def key_of(self, node: Node) -> str:
         """The key of a node that is in the tree."""
@@ -78,6 +80,7 @@ class Core:
 
     def close(self) -> None:
         """End the threads. Everything was committed before."""
+        self.first_reads.close()
         self.fetcher.close()
         self.committer.close()
         self.stored.close()

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 
 from sluicefs.errors import NotFoundError
 from sluicefs.fs import attributes
+from sluicefs.fs.asking import Asking, Likely
 from sluicefs.fs.entries import Entry, etag_of
+from sluicefs.fs.firstread import FirstRead
 from sluicefs.fs.names import FOLDER_SUFFIX, Listing, valid_name
 from sluicefs.fs.nodes import DirState, FileState, Node, Version
 from sluicefs.fs.stored import NEAR
@@ -42,6 +44,7 @@ class Directories:
     def __init__(self, core: Core):
         self.core = core
         self.ttl = core.config.attr_ttl
+        self.asking = Asking(core.store, around=self.ttl > 0)
         self.left_out: set[str] = set()  # keys that were reported
         self.left_out_count = 0  # keys not shown in the directories listed so far
         self._file_mode = stat.S_IFREG | core.defaults.file_mode  # one object for all nodes
@@ -96,6 +99,9 @@ class Directories:
                     if core.table.prefix_of(node) == listing.prefix:  # else it was renamed meanwhile
                         self._report_left_out(listing)
                         self._merge(node, listing, started)
+                        child = (node.children or {}).get(wanted or "")
+                        if child is not None:
+                            child.late = started  # it was answered for
                         return True
             return True
 
@@ -105,6 +111,7 @@ class Directories:
         while True:
             page = self.core.store.list(prefix, delimiter="/", token=token)
             listing.add(page.objects, page.prefixes)
+            self.asking.see(page)
             token = page.token
             if token is None:
                 return listing
@@ -189,13 +196,16 @@ class Directories:
 
     # -- one name -------------------------------------------------------------------------------------------------------
 
-    def missing_for(self, parent: Node) -> float:
+    def missing_for(self, parent: Node, name: str) -> float:
         """For how long (seconds) a name that was just not found may be taken for missing."""
-        left = parent.dir.listed_at + self.ttl - time.monotonic()
+        now = time.monotonic()
+        with self.core.lock:
+            told = max(parent.dir.listed_at, parent.dir.gaps.told(name, now - self.ttl))
+        left = told + self.ttl - now
         return left if left > 0 else self.ttl
 
-    def lookup(self, parent: Node, name: str) -> Node:
-        """The node of `name`, its lookup count not yet raised. OSError ENOENT, ENOTDIR."""
+    def lookup(self, parent: Node, name: str, *, opening: bool = False) -> Node:
+        """The node of `name`, its lookup count not yet raised. OSError ENOENT, ENOTDIR. `opening`: it may be read next."""
         core = self.core
         if not parent.is_dir:
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
@@ -210,12 +220,47 @@ class Directories:
                 return child
             if self.fresh(state, name, child):
                 return self._from_entry(parent, name)
+            if child is None and name not in state.entries and state.gaps.told(name, now - self.ttl):
+                state.gaps.useful()
+                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
             state.probes += 1
             try_list = now >= state.big_until and (child is None or state.probes > 2)
-        if try_list and self.load(parent, wanted=name):
+            first = self._first_read(parent, name, child) if opening else None
+        if try_list and (self.load(parent, wanted=name) if first is None else self._load_beside(parent, name, first)):
             with core.lock:
                 return self._from_entry(parent, name)
-        return self._probe(parent, name)
+        return self._probe(parent, name, first)
+
+    def _first_read(self, parent: Node, name: str, child: Node | None) -> FirstRead | None:
+        """The first bytes of a file that nobody has looked up yet, on their way, where that is worth it. Under `Core.lock`."""
+        core, state = self.core, parent.dir
+        known = state.entries.get(name)
+        prefix = core.table.prefix_of(parent)
+        if child is not None or core.walks.knows(prefix) or (known is None and (state.listed_at or state.gaps.likely)):
+            return None
+        return core.first_reads.begin(prefix + name, name, known)
+
+    def _load_beside(self, parent: Node, name: str, first: FirstRead) -> bool:
+        """`load`, but when `first` has found a file the listing goes on by itself. False: the listing is not what tells."""
+        loading = self.core.first_reads.submit(lambda: self.load(parent, wanted=name))
+        loading.add_done_callback(lambda _: first.wake())
+        first.wait(loading.done)
+        if loading.done() and loading.exception() is not None:
+            first.wait()
+        elif loading.done() and loading.result():
+            with self.core.lock:
+                entry = parent.dir.entries.get(name)
+            if entry is not None and entry.is_dir:
+                first.drop()
+                return True
+            if entry is not None:  # it is on its way, and whoever reads would have to ask for the same bytes
+                first.wait(seconds=time.monotonic() - first.started)
+        if first.info is not None:
+            return False
+        found = loading.result()
+        if found:
+            first.drop()
+        return found
 
     def _from_entry(self, parent: Node, name: str) -> Node:
         assert parent.children is not None
@@ -230,45 +275,44 @@ class Directories:
             child.late = parent.dir.listed_at
         return child
 
-    def _probe(self, parent: Node, name: str) -> Node:
-        """Ask for one name."""
+    def _probe(self, parent: Node, name: str, first: FirstRead | None = None) -> Node:
+        """Ask for one name, for which `first` may be under way."""
         core = self.core
         while True:
-            started = time.monotonic()
+            started = time.monotonic() if first is None else first.started
             with core.lock:
-                prefix = core.table.prefix_of(parent)
-                known = parent.dir.entries.get(name)
-            info, is_dir = self._ask(prefix, name, known)
+                assert parent.children is not None
+                prefix, gaps = core.table.prefix_of(parent), parent.dir.gaps
+                known, child = parent.dir.entries.get(name), parent.children.get(name)
+                likely = Likely.FILE
+                if child.is_dir if child is not None else known is not None and known.is_dir:
+                    likely = Likely.DIRECTORY
+                elif gaps.likely and known is None and child is None and first is None:
+                    likely = Likely.MISSING
+            if first is not None and first.key != prefix + name:
+                first = None
+                continue
+            info, is_dir, gap = self.asking.ask(prefix, name, known, gaps.width, likely, first)
             with core.lock:
                 if core.table.prefix_of(parent) == prefix:  # else it was renamed meanwhile
-                    return self._found(parent, name, info, is_dir, started)
-
-    def _ask(self, prefix: str, name: str, known: Entry | None) -> tuple[ObjectInfo | None, bool]:
-        """(object of a name, whether it is a directory): HEAD, and where that does not tell, a LIST of one key."""
-        info = self._head(prefix + name)
-        if info is not None and info.size:
-            return info, False
-        if name.endswith(FOLDER_SUFFIX):
-            info = None  # a directory's marker is no file
-        page = self.core.store.list(f"{prefix}{name}/", limit=1)
-        if page.objects or page.prefixes:
-            return info, True
-        if info is None and known is not None and known.info is not None and known.info.key.endswith(FOLDER_SUFFIX):
-            info = self._head(known.info.key)  # a listing said that this makes it a directory
-            return info, info is not None
-        return info, info is not None and attributes.says_directory(info)
-
-    def _head(self, key: str) -> ObjectInfo | None:
-        try:
-            return self.core.store.head(key)
-        except NotFoundError:
-            return None
+                    if gap is not None:
+                        gaps.add(gap)
+                    found = self._found(parent, name, info, is_dir, started)
+                    found.late = parent.dir.listed_at
+                    if first is not None and info is not None and first.info is info and parent.dir.lock.locked():
+                        # Nobody knows which answer is newer: the listing that is under way does not undo this one.
+                        parent.dir.entries[name] = Entry(name, False, info)
+                        parent.dir.changed[name] = time.monotonic()
+                    return found
+            first = None
 
     def _found(self, parent: Node, name: str, info: ObjectInfo | None, is_dir: bool, started: float) -> Node:
         """The node of a name that was asked for at `started`. ENOENT. Under `Core.lock`."""
         core = self.core
         assert parent.children is not None
         child = parent.children.get(name)
+        if child is None:
+            parent.dir.gaps.likely = info is None and not is_dir
         if parent.dir.changed.get(name, 0.0) >= started:
             if child is None:
                 raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
@@ -281,6 +325,8 @@ class Directories:
             parent.dir.entries.pop(name, None)
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
         entry = Entry(name, is_dir, info)
+        if info is not None and info.key.endswith(FOLDER_SUFFIX):
+            parent.dir.entries[name] = entry  # rmdir has to delete it
         if child is not None and child.is_dir == is_dir:
             if is_dir or info is None:
                 child.checked = started
@@ -370,7 +416,7 @@ class Directories:
             parent = node.parent
             node.checked = 0.0
             if parent is not None and node.draft is None:
-                parent.dir.listed_at = 0.0
+                parent.dir.distrust()
                 self.core.table.detach(node)
 
     def version_of(self, node: Node) -> Version:

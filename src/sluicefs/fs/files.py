@@ -100,6 +100,8 @@ class Files:
         core = self.core
         if not writable and node.etag is not None and 0 < node.size <= SMALL and node.draft is None:
             core.walks.opened(node)
+            if core.first_reads.waiting and node.parent is not None:
+                core.first_reads.opened(core.key_of(node))
             if time.monotonic() - node.checked > core.config.attr_ttl:
                 version = core.directories.version_of(node)
                 if not version.blocks.covers(0, node.size):

@@ -105,15 +105,15 @@ class FileSystem:
             elif name == b"..":
                 node = parent.parent or parent
             else:
-                node = self.core.directories.lookup(parent, _name_to_find(name))
+                node = self.core.directories.lookup(parent, _name_to_find(name), opening=True)
             with self.core.lock:
                 if node.ino in self.core.table.by_ino:  # else it was dropped between the two locks
                     node.lookups += 1
                     return node
 
-    def missing_for(self, parent_ino: int) -> float:
+    def missing_for(self, parent_ino: int, name: bytes) -> float:
         """For how long (seconds) the kernel may remember that a name was not found."""
-        return self.core.directories.missing_for(self.node(parent_ino))
+        return self.core.directories.missing_for(self.node(parent_ino), name.decode("utf-8", "replace"))
 
     def forget(self, counts: list[tuple[int, int]]) -> None:
         """The kernel gave back lookups: (inode number, count) each."""

@@ -79,6 +79,9 @@ class _Ranked:
         self.lock.release()
         left(self.rank, self)
 
+    def locked(self) -> bool:
+        return bool(self.lock.locked())
+
     __enter__ = acquire
 
     def __exit__(self, *_: object) -> None:

@@ -110,7 +110,7 @@ class Namespace:
             node.lookups -= 1
             if node.parent is not None:
                 self.directories.note(node.parent, node.name, None)
-                node.parent.dir.listed_at = 0.0  # there may be something of that name all the same
+                node.parent.dir.distrust()  # there may be something of that name all the same
             self.core.table.detach(node)
 
     @_passing
@@ -315,7 +315,7 @@ class Namespace:
         page = core.store.list(prefix, limit=2)
         if any(info.key != prefix for info in page.objects) or page.prefixes:
             with core.lock:
-                node.dir.listed_at = 0.0
+                node.dir.distrust()
             raise error(errno.ENOTEMPTY)
 
     def marker_keys(self, node: Node) -> list[str]:

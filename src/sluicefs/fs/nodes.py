@@ -18,6 +18,7 @@ import xxhash
 from sluicefs.engine import BlockMap
 from sluicefs.fs import locks
 from sluicefs.fs.entries import Entries, etag_of, modified_ns_of, size_of
+from sluicefs.fs.gaps import Gaps
 from sluicefs.fs.names import error
 from sluicefs.store.api import ObjectInfo
 
@@ -56,10 +57,10 @@ class DirState:
 
     `listed_at`: when the listing that `entries` came from was asked for (monotonic seconds; 0: never). `used`: when it last
     answered. `changed`: when this mount itself last changed a name, so that an older listing does not undo it. `probes` and
-    `big_until` steer how one name is asked for, `walked` and `order` notice a walk. `stores_attributes`: entries have
-    attributes of their own in the bucket; `flag_of` is the marker's version that said so. `asked`: when its marker was last
-    read or written (monotonic seconds). `directories_asked`: when the attributes of directories in it were last asked for
-    (monotonic seconds).
+    `big_until` steer how one name is asked for, `gaps` are names known to be missing; `walked` and `order` notice a walk.
+    `stores_attributes`: entries have attributes of their own in the bucket; `flag_of` is the marker's version that said so.
+    `asked`: when its marker was last read or written (monotonic seconds). `directories_asked`: when the attributes of
+    directories in it were last asked for (monotonic seconds).
     """
 
     entries: Entries = field(default_factory=Entries)
@@ -68,6 +69,7 @@ class DirState:
     changed: dict[str, float] = field(default_factory=dict)
     probes: int = 0
     big_until: float = 0.0
+    gaps: Gaps = field(default_factory=Gaps)
     marker: ObjectInfo | None = None
     foreign_marker: str | None = None  # `dir` or `dir_$folder$`, which another program made
     stores_attributes: bool = False
@@ -81,6 +83,11 @@ class DirState:
     opened_in_order: int = 0
     fetched_to: int = 0  # files before this one, in `order`, were fetched ahead or need not be
     lock: threading.Lock = field(default_factory=locks.factory(locks.Rank.DIRECTORY, threading.Lock))
+
+    def distrust(self) -> None:
+        """The bucket may have other entries: ask before anything else is said of them."""
+        self.listed_at = 0.0
+        self.gaps.clear()
 
 
 class Node:

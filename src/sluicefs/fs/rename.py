@@ -415,7 +415,8 @@ class Renames:
             new_prefix = core.table.prefix_of(node)
             for directory in (node, *(below for below in core.table.below(node) if below.is_dir)):
                 state = directory.dir
-                state.listed_at, state.flag_of = 0.0, None
+                state.distrust()
+                state.flag_of = None
                 state.entries.prefix = core.table.prefix_of(directory)
                 if old_prefix + state.entries.prefix[len(new_prefix) :] in aged:
                     state.stores_attributes, directory.complete = True, directory is node

@@ -64,6 +64,10 @@ class Walks:
             found = self._take(prefix, walk)
         return found
 
+    def knows(self, prefix: str) -> bool:
+        """Is there a listing of `prefix` that `listing_of` may give? Under `Core.lock`."""
+        return prefix in self._listings
+
     def _take(self, prefix: str, walk: float) -> tuple[Listing, float] | None:
         with self.core.lock:
             now = time.monotonic()

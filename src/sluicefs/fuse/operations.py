@@ -103,7 +103,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]
                 raise
             missing = llfuse.EntryAttributes()  # a negative entry: the kernel remembers that the name is not there
             missing.st_ino = 0
-            missing.entry_timeout = missing.attr_timeout = self.fs.missing_for(parent_inode)
+            missing.entry_timeout = missing.attr_timeout = self.fs.missing_for(parent_inode, name)
             return missing
 
     @waiting

@@ -81,6 +81,21 @@ class Store(Protocol):
         when `etag` is not the current version, NotFoundError when the object is gone.
         """
 
+    def get_start(
+        self,
+        key: str,
+        limit: int,
+        begin: Callable[[ObjectInfo], Buffer | None],
+        *,
+        progress: Callable[[int], object] | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> ObjectInfo:
+        """GetObject of the first `limit` bytes of whatever version is there, which nobody knows yet.
+
+        `begin(info)` is called once, when the answer begins, and returns where they go, up to min(limit, info.size) bytes;
+        None: none are wanted. The rest as `get_into`. An empty object has no range: StoreError with status 416.
+        """
+
     def get(self, key: str, *, limit: int | None = None, etag: str | None = None) -> tuple[ObjectInfo, bytearray]:
         """GetObject: the whole object, or its first `limit` bytes (`info.size` is the object's size either way)."""
 

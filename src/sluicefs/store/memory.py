@@ -164,6 +164,27 @@ class MemoryStore:
             self.counters.bytes_down += done
         return info
 
+    def get_start(
+        self,
+        key: str,
+        limit: int,
+        begin: Callable[[ObjectInfo], Buffer | None],
+        *,
+        progress: Callable[[int], object] | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> ObjectInfo:
+        with self._lock:
+            self._count("GetObject")
+            info = self._find("GetObject", key).info
+        if not info.size:
+            raise StoreError(f"GetObject {key!r}: an empty object", code="InvalidRange", status=416, errno=errno.EINVAL)
+        buffer = begin(info)
+        if buffer is not None:
+            with self._lock:
+                self.counters.requests["GetObject"] -= 1
+            self.get_into(key, 0, buffer, etag=info.etag, progress=progress, cancelled=cancelled)
+        return info
+
     def get(self, key: str, *, limit: int | None = None, etag: str | None = None) -> tuple[ObjectInfo, bytearray]:
         with self._lock:
             info = self._find("GetObject", key).info

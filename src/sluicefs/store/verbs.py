@@ -72,33 +72,89 @@ class Verbs:
         progress: Callable[[int], object] | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> ObjectInfo:
-        check_key(key)
         view = as_bytes_view(buffer)
         if not len(view):
+            check_key(key)
             return self._head_version(key, offset, etag)
+        end = offset + len(view)
+
+        def begin(info: ObjectInfo) -> memoryview:
+            if info.size < end:
+                message = f"GetObject {key!r}: bytes {offset} to {end} of an object of {info.size} bytes"
+                raise wire.named_error(message, 416, "InvalidRange", "the object ends before")
+            return view
+
+        return self._get(key, offset, end, begin, etag, progress, cancelled)
+
+    def get_start(
+        self,
+        key: str,
+        limit: int,
+        begin: Callable[[ObjectInfo], Buffer | None],
+        *,
+        progress: Callable[[int], object] | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> ObjectInfo:
+        return self._get(key, 0, limit, begin, None, progress, cancelled)
+
+    def get(self, key: str, *, limit: int | None = None, etag: str | None = None) -> tuple[ObjectInfo, bytearray]:
+        body = bytearray()
+        if limit is not None and limit <= 0:
+            check_key(key)
+            return self._head_version(key, 0, etag), body
+
+        def begin(info: ObjectInfo) -> bytearray:
+            nonlocal body
+            body = bytearray(info.size if limit is None else min(limit, info.size))
+            return body
+
+        try:
+            info = self._get(key, 0, limit, begin, etag)
+        except StoreError as error:
+            if error.status != 416:
+                raise
+            return self._head_version(key, 0, etag), bytearray()  # an empty object has no range
+        return info, body
+
+    def _get(
+        self,
+        key: str,
+        offset: int,
+        end: int | None,
+        begin: Callable[[ObjectInfo], Buffer | None],
+        etag: str | None,
+        progress: Callable[[int], object] | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> ObjectInfo:
+        """GetObject of [offset, end), to the object's end where `end` is None; `begin` says once where it goes."""
+        check_key(key)
+        view: memoryview | None = None
         done = 0
         version = etag
         budget = Budget(self._timeout)
-        end = offset + len(view)
 
         def headers() -> dict[str, str]:
-            wanted = {"range": f"bytes={offset + done}-{end - 1}"}
+            wanted = {}
+            stop = end if view is None else offset + len(view)
+            if end is not None or done:
+                wanted["range"] = f"bytes={offset + done}-{stop - 1 if stop is not None else ''}"
             if version is not None:
                 wanted["if-match"] = f'"{version}"'
             return wanted
 
         def read(answer: Reply) -> ObjectInfo:
-            nonlocal done, version
-            size = _range_start(answer, offset + done)
-            if size < end:
-                message = f"GetObject {key!r}: bytes {offset} to {end} of an object of {size} bytes"
-                raise wire.named_error(message, 416, "InvalidRange", "the object ends before")
-            info = wire.object_info(key, answer.headers, size)
+            nonlocal view, done, version
+            info = wire.object_info(key, answer.headers, _range_start(answer, offset + done))
             if version is not None and info.etag != version:
                 raise ConditionFailedError(
                     f"GetObject {key!r}: another version is there", code="PreconditionFailed", status=412
                 )
             version = info.etag or version
+            if view is None:
+                buffer = begin(info)
+                if buffer is None:
+                    return info
+                view = as_bytes_view(buffer)
             start = done
             try:
                 if answer.length is None:
@@ -119,32 +175,6 @@ class Verbs:
             return info
 
         return self._client.call("GetObject", "GET", key, read, headers=headers, budget=budget, cancelled=cancelled)
-
-    def get(self, key: str, *, limit: int | None = None, etag: str | None = None) -> tuple[ObjectInfo, bytearray]:
-        check_key(key)
-        if limit is not None and limit <= 0:
-            return self._head_version(key, 0, etag), bytearray()
-        headers = {} if limit is None else {"range": f"bytes=0-{limit - 1}"}
-        if etag is not None:
-            headers["if-match"] = f'"{etag}"'
-
-        def read(answer: Reply) -> tuple[ObjectInfo, bytearray, int]:
-            size = _range_start(answer, 0)
-            body = bytearray(size if limit is None else min(limit, size))
-            done = answer.read_into(memoryview(body))
-            with self._count_lock:
-                self.counters.bytes_down += done
-            return wire.object_info(key, answer.headers, size), body, done
-
-        try:
-            info, body, done = self._client.call("GetObject", "GET", key, read, headers=headers)
-        except StoreError as error:
-            if error.status != 416:
-                raise
-            return self._head_version(key, 0, etag), bytearray()  # an empty object has no range
-        if done < len(body):
-            self.get_into(key, done, memoryview(body)[done:], etag=info.etag)
-        return info, body
 
     # --- writing
 
