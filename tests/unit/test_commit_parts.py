@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from sluicefs.config import Config, MiB
-from sluicefs.errors import ConditionFailedError
+from sluicefs.errors import AccessDeniedError, ConditionFailedError
 from sluicefs.fs import parts
 from sluicefs.fs.draft import zeros
-from sluicefs.fs.filesystem import FileSystem
+from sluicefs.fs.filesystem import FileSystem, SetAttr
 from sluicefs.fs.namespace import Caller
 from sluicefs.fs.nodes import ROOT_INO
 from sluicefs.store.memory import MemoryStore
@@ -243,6 +243,54 @@ def test_memory_stays_within_its_limit_while_a_large_file_is_written_in_random_o
         assert bench.fs.core.dirty.used <= limit
     bench.end(handle)
     assert bench.stored() == piece * 80
+
+
+@pytest.mark.parametrize("memory", [64 * MiB, 512 * MiB], ids=["spilled", "in memory"])
+def test_bytes_of_parts_that_were_sent_are_kept_until_the_upload_is_complete(
+    tmp_path: Path, memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path, memory=memory)
+    data = os.urandom(43 * MiB)
+    handle = bench.create()
+    bench.write(handle, 0, data)
+    written = list(tmp_path.glob("mount-*/data-*"))
+    assert bool(written) == (memory == 64 * MiB), "the disk is not needed while half of the memory is free"
+
+    def refuse(*_: object, **__: object) -> str:
+        raise AccessDeniedError("no", code="AccessDenied", status=403)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.store, "complete_upload", refuse)
+        with pytest.raises(OSError):
+            bench.fs.flush(handle)
+    assert bench.store.list_uploads("") == [], "so its parts are gone"
+    (record,) = bench.fs.core.staging.journal.records()
+    assert record.present == [(0, len(data))]
+    staged = (tmp_path / next(tmp_path.glob("mount-*")).name / (record.file or "")).read_bytes()
+    assert staged == data
+    assert bytes(bench.fs.read(handle, 7 * MiB, MiB)) == data[7 * MiB : 8 * MiB]
+    bench.end(handle)
+    assert bench.stored() == data
+    bench.fs.close()
+
+
+def test_a_part_that_is_written_again_after_it_was_cut_off_is_not_taken_from_the_disk(tmp_path: Path) -> None:
+    """The disk has old bytes at its place, and it may be sent without going there again."""
+    bench = Bench(tmp_path)
+    handle = bench.create()
+    old, new = os.urandom(31 * MiB), os.urandom(21 * MiB)
+    bench.write(handle, 0, old)
+    bench.fs.setattr(bench.fs.lookup(ROOT_INO, b"file").ino, SetAttr(size=PART))
+    bench.write(handle, PART, new[: PART + MiB])
+    (stream,) = bench.fs.core.committer.multipart.streams.values()
+    for part in list(stream.pending.values()):  # memory is not half full: this one is sent and not staged
+        part.result()
+    bench.write(handle, 2 * PART + MiB, new[PART + MiB :])
+    expected = old[:PART] + new
+    assert bytes(bench.fs.read(handle, 6 * MiB, MiB)) == expected[6 * MiB : 7 * MiB]
+    bench.end(handle)
+    assert bench.stored() == expected
+    bench.fs.close()
 
 
 def test_an_endpoint_that_ignores_conditions_is_found_out_and_looked_at_first(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ class Committer:
         """Before a write of `length` bytes: hold the writer back while memory is full. OSError ENOSPC."""
         while self.core.dirty.used + length > self.core.dirty.limit:
             stream = self.multipart.streams.get(draft)
-            if stream is not None and stream.pending:
+            if stream is not None and stream.pending and not self.multipart.keeps_sent(draft):
                 self.multipart.reap(draft, stream, wait_for=min(stream.pending))
             elif not self._spill(draft):
                 return

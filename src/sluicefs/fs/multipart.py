@@ -40,6 +40,7 @@ class Stream:
     metadata: dict[str, str]
     done: dict[int, str] = field(default_factory=dict)
     pending: dict[int, Future[str]] = field(default_factory=dict)
+    staged: set[int] = field(default_factory=set)  # chunks whose bytes went into the staging file as they were sent
     next: int = 0  # parts below it have been sent once
     given_up: bool = False  # parts that are queued need not be sent any more
 
@@ -91,10 +92,14 @@ class Multipart:
             stream.next += 1
 
     def _send_chunk(self, draft: Draft, stream: Stream, index: int, body: memoryview) -> str:
-        """Send a chunk as it lies in memory, and put it into the staging file: it leaves memory when both are done."""
+        """Send a chunk as it lies in memory; where memory is half full, it goes to the staging file too and leaves memory then.
+
+        Its bytes are needed until the upload is complete, and that may fail: they must be somewhere.
+        """
         with body:
-            if not stream.given_up:
+            if not stream.given_up and self.core.dirty.used > self.core.dirty.limit // 2:
                 draft.stage(body, index * stream.plan.part_size)
+                stream.staged.add(index)
             return self._upload(stream, index, body)
 
     def _send_part(self, draft: Draft, stream: Stream, index: int, body: memoryview) -> str:
@@ -114,13 +119,21 @@ class Multipart:
             if not future.done():
                 continue
             del stream.pending[index]
+            staged = index in stream.staged
+            stream.staged.discard(index)
             error = future.exception()
             if error is None:
                 stream.done[index] = future.result()
-                if stream.plan.chunks == 1:
+                if staged:
                     draft.sent(index)
             elif not stream.given_up:
                 log.warning("part %d of %s: %s; it is sent again at close", index + 1, stream.key, error)
+
+    def keeps_sent(self, draft: Draft) -> bool:
+        """Is the first chunk in memory one that was sent already?"""
+        stream = self.streams.get(draft)
+        chunks = draft.extents.indices()
+        return stream is not None and stream.plan.chunks == 1 and bool(chunks) and chunks[0] in stream.done
 
     def outgrown(self, draft: Draft, end: int) -> bool:
         """Has the file's upload no part left for a write that ends at `end`?"""
