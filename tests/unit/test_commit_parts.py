@@ -1,4 +1,4 @@
-"""How files become parts: arithmetic to R2's limits, and what a filesystem over the reference store sends."""
+"""What a filesystem over the reference store sends of large files, and when."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sluicefs.config import Config, MiB
-from sluicefs.errors import AccessDeniedError, ConditionFailedError
+from sluicefs.errors import AccessDeniedError, ConditionFailedError, UnreachableError
 from sluicefs.fs import parts
 from sluicefs.fs.draft import zeros
 from sluicefs.fs.filesystem import FileSystem, SetAttr
@@ -21,37 +21,6 @@ from sluicefs.store.memory import MemoryStore
 GiB = 1024 * MiB
 PART = 5 * MiB
 ME = Caller(os.getuid(), os.getgid())
-
-
-@pytest.mark.parametrize("chunk", [5 * MiB, 16 * MiB, 16 * MiB + 1, 512 * MiB, 4 * GiB])
-@pytest.mark.parametrize(
-    "size", [0, 1, 10_000 * 5 * MiB, 10_000 * 16 * MiB, 10_000 * 16 * MiB + 1, 200 * GiB, parts.MAX_OBJECT]
-)
-def test_a_plan_keeps_the_stores_rules(size: int, chunk: int) -> None:
-    plan = parts.plan_for(size, chunk)
-    count = plan.count(size)
-    assert 1 <= count <= 10_000
-    assert parts.MIN_PART <= plan.part_size <= parts.MAX_PART and plan.part_size % chunk == 0
-    assert plan.span(0, size)[0] == 0 and plan.span(count - 1, size)[1] == size
-    lengths = {end - start for start, end in (plan.span(index, size) for index in range(count - 1))}
-    assert lengths <= {plan.part_size}, "all but the last are equal"
-    start, end = plan.span(count - 1, size)
-    assert end - start <= plan.part_size, "the last is not larger"
-    if size <= 10_000 * chunk:
-        assert plan.part_size == chunk, "no larger than it must be"
-
-
-def test_nothing_is_larger_than_an_object_can_be() -> None:
-    assert parts.plan_for(parts.MAX_OBJECT, 16 * MiB).part_size == 528 * MiB
-    with pytest.raises(ValueError):
-        parts.plan_for(parts.MAX_OBJECT + 1, 16 * MiB)
-
-
-def test_a_growing_file_is_planned_anew_a_few_times_only() -> None:
-    plan, plans = parts.plan_for(1, 16 * MiB), 1
-    while plan.capacity < parts.MAX_OBJECT:
-        plan, plans = parts.plan_ahead(plan.capacity + 1, 16 * MiB), plans + 1
-    assert plans <= 4
 
 
 class Strict(MemoryStore):
@@ -271,6 +240,34 @@ def test_bytes_of_parts_that_were_sent_are_kept_until_the_upload_is_complete(
     assert bytes(bench.fs.read(handle, 7 * MiB, MiB)) == data[7 * MiB : 8 * MiB]
     bench.end(handle)
     assert bench.stored() == data
+    bench.fs.close()
+
+
+def test_large_copied_parts_are_given_up_where_more_was_changed_before_they_could_be_completed(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    data = bytearray(os.urandom(101 * MiB))
+    bench.store.put("file", data)
+    handle = bench.open()
+    bench.write(handle, len(data), b"more")
+    data += b"more"
+
+    def away(*_: object, **__: object) -> str:
+        raise UnreachableError("away")
+
+    complete = bench.store.complete_upload
+    bench.store.complete_upload = away  # type: ignore[method-assign]
+    with pytest.raises(OSError):
+        bench.fs.flush(handle)
+    (lengths,) = [set(sizes.values()) for sizes in bench.store.copied.values()]
+    assert lengths == {2 * PART}
+    bench.store.complete_upload = complete  # type: ignore[method-assign]
+    for offset in (30 * MiB, 60 * MiB):
+        bench.write(handle, offset, b"again")
+        data[offset : offset + 5] = b"again"
+    before = bench.store.sent_bytes
+    bench.end(handle)
+    assert bench.stored() == data
+    assert bench.store.sent_bytes - before <= 3 * PART, "a chunk for each change"
     bench.fs.close()
 
 
