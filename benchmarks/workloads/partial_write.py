@@ -88,8 +88,8 @@ def _overwrite(scene: Scene) -> Outcome:
     return _change(scene, append=False)
 
 
-_TARGETS = (Target("bytes up", "<=", _TWO_PARTS),)
-_CHANGES: Any = {"changes": True, "setup": 26, "each": 14, "wanted": 2, "targets": _TARGETS}
+_TARGETS = (Target("bytes up", "<=", _TWO_PARTS, delay=30),)
+_CHANGES: Any = {"changes": True, "delays": (0, 30), "setup": 10, "each": 14, "wanted": 2, "targets": _TARGETS}
 
 WORKLOADS = (
     Workload("append", "4 KiB appended to a {size} object", "s", _append, _data, **_CHANGES),

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "R2_SECRET_ACCESS_KEY", "R2_SESSION_TOKEN")
+CONNECTIONS = 32  # readers and writers have 16 threads each: neither waits for the other's
 _LOG_SIZE = 10 * 1024 * 1024  # bytes; three old ones are kept
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 _ARENAS = 2
@@ -44,6 +45,7 @@ def open_store(config: Config, credentials: Any = None, environment: Mapping[str
         credentials=resolve_credentials(credentials, environment),
         provider=config.provider,
         timeout=config.timeout,
+        connections=CONNECTIONS,
         ca_bundle=config.ca_bundle,
     )
     try:

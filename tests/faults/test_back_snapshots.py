@@ -11,7 +11,8 @@ import os
 import random
 import shutil
 import time
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -77,14 +78,24 @@ class Machine:
     def rename(self, name: bytes) -> None:
         new = self.dice.choice(NAMES)
         if name in self.expected and new != name:
-            self.fs.rename(ROOT_INO, name, ROOT_INO, new)
+            with self.held(name), self.held(new):
+                self.fs.rename(ROOT_INO, name, ROOT_INO, new)
             self.expected[new] = self.expected.pop(name)
             self.told[-1] += f" {new.decode()}"
 
     def unlink(self, name: bytes) -> None:
         if name in self.expected:
-            self.fs.unlink(ROOT_INO, name)
+            with self.held(name):
+                self.fs.unlink(ROOT_INO, name)
             del self.expected[name]
+
+    @contextmanager
+    def held(self, name: bytes) -> Iterator[None]:
+        """The kernel has looked a name up before it renames or removes it."""
+        node = self.fs.lookup(ROOT_INO, name) if name in self.expected else None
+        yield
+        if node is not None:
+            self.fs.forget([(node.ino, 1)])
 
     def truncate(self, name: bytes) -> None:
         if name in self.expected:

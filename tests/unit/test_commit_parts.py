@@ -1,4 +1,4 @@
-"""How files become parts: arithmetic to R2's limits, and what a filesystem over the reference store sends."""
+"""What a filesystem over the reference store sends of large files, and when."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from sluicefs.config import Config, MiB
-from sluicefs.errors import ConditionFailedError
+from sluicefs.errors import AccessDeniedError, ConditionFailedError, UnreachableError
 from sluicefs.fs import parts
 from sluicefs.fs.draft import zeros
-from sluicefs.fs.filesystem import FileSystem
+from sluicefs.fs.filesystem import FileSystem, SetAttr
 from sluicefs.fs.namespace import Caller
 from sluicefs.fs.nodes import ROOT_INO
 from sluicefs.store.memory import MemoryStore
@@ -21,37 +21,6 @@ from sluicefs.store.memory import MemoryStore
 GiB = 1024 * MiB
 PART = 5 * MiB
 ME = Caller(os.getuid(), os.getgid())
-
-
-@pytest.mark.parametrize("chunk", [5 * MiB, 16 * MiB, 16 * MiB + 1, 512 * MiB, 4 * GiB])
-@pytest.mark.parametrize(
-    "size", [0, 1, 10_000 * 5 * MiB, 10_000 * 16 * MiB, 10_000 * 16 * MiB + 1, 200 * GiB, parts.MAX_OBJECT]
-)
-def test_a_plan_keeps_the_stores_rules(size: int, chunk: int) -> None:
-    plan = parts.plan_for(size, chunk)
-    count = plan.count(size)
-    assert 1 <= count <= 10_000
-    assert parts.MIN_PART <= plan.part_size <= parts.MAX_PART and plan.part_size % chunk == 0
-    assert plan.span(0, size)[0] == 0 and plan.span(count - 1, size)[1] == size
-    lengths = {end - start for start, end in (plan.span(index, size) for index in range(count - 1))}
-    assert lengths <= {plan.part_size}, "all but the last are equal"
-    start, end = plan.span(count - 1, size)
-    assert end - start <= plan.part_size, "the last is not larger"
-    if size <= 10_000 * chunk:
-        assert plan.part_size == chunk, "no larger than it must be"
-
-
-def test_nothing_is_larger_than_an_object_can_be() -> None:
-    assert parts.plan_for(parts.MAX_OBJECT, 16 * MiB).part_size == 528 * MiB
-    with pytest.raises(ValueError):
-        parts.plan_for(parts.MAX_OBJECT + 1, 16 * MiB)
-
-
-def test_a_growing_file_is_planned_anew_a_few_times_only() -> None:
-    plan, plans = parts.plan_for(1, 16 * MiB), 1
-    while plan.capacity < parts.MAX_OBJECT:
-        plan, plans = parts.plan_ahead(plan.capacity + 1, 16 * MiB), plans + 1
-    assert plans <= 4
 
 
 class Strict(MemoryStore):
@@ -243,6 +212,82 @@ def test_memory_stays_within_its_limit_while_a_large_file_is_written_in_random_o
         assert bench.fs.core.dirty.used <= limit
     bench.end(handle)
     assert bench.stored() == piece * 80
+
+
+@pytest.mark.parametrize("memory", [64 * MiB, 512 * MiB], ids=["spilled", "in memory"])
+def test_bytes_of_parts_that_were_sent_are_kept_until_the_upload_is_complete(
+    tmp_path: Path, memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path, memory=memory)
+    data = os.urandom(43 * MiB)
+    handle = bench.create()
+    bench.write(handle, 0, data)
+    written = list(tmp_path.glob("mount-*/data-*"))
+    assert bool(written) == (memory == 64 * MiB), "the disk is not needed while half of the memory is free"
+
+    def refuse(*_: object, **__: object) -> str:
+        raise AccessDeniedError("no", code="AccessDenied", status=403)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.store, "complete_upload", refuse)
+        with pytest.raises(OSError):
+            bench.fs.flush(handle)
+    assert bench.store.list_uploads("") == [], "so its parts are gone"
+    (record,) = bench.fs.core.staging.journal.records()
+    assert record.present == [(0, len(data))]
+    staged = (tmp_path / next(tmp_path.glob("mount-*")).name / (record.file or "")).read_bytes()
+    assert staged == data
+    assert bytes(bench.fs.read(handle, 7 * MiB, MiB)) == data[7 * MiB : 8 * MiB]
+    bench.end(handle)
+    assert bench.stored() == data
+    bench.fs.close()
+
+
+def test_large_copied_parts_are_given_up_where_more_was_changed_before_they_could_be_completed(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    data = bytearray(os.urandom(101 * MiB))
+    bench.store.put("file", data)
+    handle = bench.open()
+    bench.write(handle, len(data), b"more")
+    data += b"more"
+
+    def away(*_: object, **__: object) -> str:
+        raise UnreachableError("away")
+
+    complete = bench.store.complete_upload
+    bench.store.complete_upload = away  # type: ignore[method-assign]
+    with pytest.raises(OSError):
+        bench.fs.flush(handle)
+    (lengths,) = [set(sizes.values()) for sizes in bench.store.copied.values()]
+    assert lengths == {2 * PART}
+    bench.store.complete_upload = complete  # type: ignore[method-assign]
+    for offset in (30 * MiB, 60 * MiB):
+        bench.write(handle, offset, b"again")
+        data[offset : offset + 5] = b"again"
+    before = bench.store.sent_bytes
+    bench.end(handle)
+    assert bench.stored() == data
+    assert bench.store.sent_bytes - before <= 3 * PART, "a chunk for each change"
+    bench.fs.close()
+
+
+def test_a_part_that_is_written_again_after_it_was_cut_off_is_not_taken_from_the_disk(tmp_path: Path) -> None:
+    """The disk has old bytes at its place, and it may be sent without going there again."""
+    bench = Bench(tmp_path)
+    handle = bench.create()
+    old, new = os.urandom(31 * MiB), os.urandom(21 * MiB)
+    bench.write(handle, 0, old)
+    bench.fs.setattr(bench.fs.lookup(ROOT_INO, b"file").ino, SetAttr(size=PART))
+    bench.write(handle, PART, new[: PART + MiB])
+    (stream,) = bench.fs.core.committer.multipart.streams.values()
+    for part in list(stream.pending.values()):  # memory is not half full: this one is sent and not staged
+        part.result()
+    bench.write(handle, 2 * PART + MiB, new[PART + MiB :])
+    expected = old[:PART] + new
+    assert bytes(bench.fs.read(handle, 6 * MiB, MiB)) == expected[6 * MiB : 7 * MiB]
+    bench.end(handle)
+    assert bench.stored() == expected
+    bench.fs.close()
 
 
 def test_an_endpoint_that_ignores_conditions_is_found_out_and_looked_at_first(tmp_path: Path) -> None:

@@ -111,6 +111,41 @@ def test_dirty_memory_is_given_back_with_its_file() -> None:
     assert not memory.full
 
 
+def test_memory_of_a_chunk_that_was_sent_serves_the_next_and_goes_back_with_the_file() -> None:
+    size = 2 << 20
+    memory = DirtyMemory(4 * size)
+    extents = Extents(size, memory)
+    for index in range(4):
+        for start in range(0, size, 256 << 10):
+            extents.write(index * size + start, bytes([index + 1]) * (256 << 10))
+    assert memory.kept == 0
+    for index in range(3):
+        extents.drop(index)
+        assert memory.used + memory.kept <= memory.limit
+    assert memory.kept == 3 * size
+    for start in range(0, size, 512 << 10):
+        extents.write(5 * size + start, b"x" * (512 << 10))
+    assert memory.kept == 2 * size
+    assert bytes(extents.view(5, 0, size)) == b"x" * size, "nothing of what was there before"
+    assert bytes(extents.view(3, 0, size)) == b"\4" * size
+    extents.clear()
+    assert (memory.used, memory.kept) == (0, 0)
+
+
+def test_memory_that_is_still_looked_at_serves_nobody_else() -> None:
+    size = 2 << 20
+    memory = DirtyMemory(4 * size)
+    extents = Extents(size, memory)
+    for start in range(0, size, 512 << 10):
+        extents.write(start, b"x" * (512 << 10))
+    view = extents.view(0, 0, size)
+    extents.drop(0)
+    assert memory.kept == 0
+    for start in range(0, size, 512 << 10):
+        extents.write(start, b"y" * (512 << 10))
+    assert bytes(view) == b"x" * size
+
+
 def test_a_byte_here_and_there_counts_as_the_pages_it_takes() -> None:
     memory = DirtyMemory(1 << 30)
     extents = Extents(16 << 20, memory)

@@ -26,7 +26,7 @@ def record(**fields: object) -> Record:
 def test_a_record_is_read_back_as_it_was_written_by_another_process(tmp_path: Path) -> None:
     full = record(
         base=Base("k", "e", 9), base_limit=4, replaced=False, changed=[(1, 2)], present=[(1, 2)], etag="e", replaces=True,
-        metadata={"mode": "33188"}, content_type="a/b", complete=False, pending=False, error="why", at=5.0, file=None,
+        metadata={"mode": "33188"}, content_type="a/b", complete=False, pending=False, error="why", at=5.0, sums=["0"],
     )  # fmt: skip
     code = "import sys, os; sys.path[:0] = sys.argv[2:]; from sluicefs.staging import Journal, Record, Base\n"
     code += f"j = Journal(sys.argv[1]); j.put({full!r}, b'body'); os._exit(9)"

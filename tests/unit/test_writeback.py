@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from sluicefs.errors import AccessDeniedError
 from sluicefs.fs import writeback
 from sluicefs.fs.filesystem import FileSystem
 from sluicefs.fs.namespace import Caller
-from sluicefs.fs.nodes import ROOT_INO
+from sluicefs.fs.nodes import ROOT_INO, Node
 from sluicefs.staging import Journal, Record
 from sluicefs.store.memory import MemoryStore
 
@@ -30,6 +31,19 @@ class Away(MemoryStore):
     def put(self, key, body, **options):  # type: ignore[no-untyped-def]
         if self.away:
             raise AccessDeniedError("away")
+        return super().put(key, body, **options)
+
+
+class Meeting(MemoryStore):
+    """The reference store; a put ends when sixteen of them have begun."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.barrier = threading.Barrier(16)
+
+    def put(self, key, body, **options):  # type: ignore[no-untyped-def]
+        if not key.startswith("."):
+            self.barrier.wait(60)
         return super().put(key, body, **options)
 
 
@@ -56,6 +70,62 @@ def read(fs: FileSystem, ino: int) -> bytes:
     data = bytes(fs.read(handle, 0, 2 * SIZE))
     fs.release(handle)
     return data
+
+
+def test_many_files_are_sent_side_by_side(tmp_path: Path) -> None:
+    store = Meeting()
+    fs = open_fs(store, tmp_path)
+    for number in range(48):
+        create(fs, number)
+    assert not fs.sync_all()
+    assert len(store.list("f").objects) == 48
+    fs.close()
+
+
+def test_files_of_a_burst_need_not_be_quiet_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lone file waits for what may come; the last ones of many go as soon as those before them."""
+    monkeypatch.setattr(writeback, "QUIET", 3600.0)
+    store = MemoryStore()
+    fs = open_fs(store, tmp_path)
+    for number in range(40):
+        create(fs, number)
+    end = time.monotonic() + 60
+    while len(store.list("f").objects) < 40 and time.monotonic() < end:
+        time.sleep(0.01)
+    assert len(store.list("f").objects) == 40
+    create(fs, 40)
+    time.sleep(3 * writeback.SOON)
+    assert len(store.list("f").objects) == 40, "it is alone again"
+    assert not fs.sync_all()
+    fs.close()
+
+
+def test_a_file_whose_turn_has_not_come_is_not_asked_again_and_again(tmp_path: Path) -> None:
+    """More files are open, written and stored than are sent at once: each waits until it is quiet or fifteen seconds old."""
+    store = MemoryStore()
+    fs = open_fs(store, tmp_path)
+    tries: list[object] = []
+    send = fs.files.writeback._send
+
+    def counted(node: Node) -> float | None:
+        tries.append(node)
+        return send(node)
+
+    fs.files.writeback._send = counted  # type: ignore[method-assign]
+    handles = []
+    for number in range(2 * writeback.MANY):
+        handle, _ = fs.create(ROOT_INO, b"f%d" % number, 0o644, os.O_RDWR | os.O_CREAT, ME)
+        fs.write(handle, 0, b"stored")
+        fs.fsync(handle)
+        fs.write(handle, 6, b" and written on")
+        handles.append(handle)
+    time.sleep(0.5)
+    assert len(tries) <= 2 * len(handles)
+    for handle in handles:
+        fs.flush(handle)
+        fs.release(handle)
+    assert not fs.sync_all()
+    fs.close()
 
 
 def test_many_small_files_wait_in_the_journal_and_not_in_memory(tmp_path: Path) -> None:

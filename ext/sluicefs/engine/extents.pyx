@@ -19,6 +19,8 @@ cdef extern from *:
     #include <sys/mman.h>
     /* Memory of a chunk grows in place: malloc'ed while small, then mapped, where mremap moves pages and not bytes. */
     #define SLUICE_SMALL (256 * 1024)
+    /* So many chunks that were sent leave their memory to the next: the kernel's zeros cost as much as a write's copies. */
+    #define SLUICE_SPARE 4
     static unsigned char *sluice_grow(unsigned char *at, size_t room, size_t wanted) {
         void *grown;
         if (wanted <= SLUICE_SMALL) return (unsigned char *) realloc(at, wanted);
@@ -30,20 +32,19 @@ cdef extern from *:
         return grown == MAP_FAILED ? NULL : (unsigned char *) grown;
     }
     /* All the room of a chunk that is being filled from its start. Faults of 4 KiB pages are a third of what a write costs. */
-    static unsigned char *sluice_grow_whole(unsigned char *at, size_t room, size_t wanted, size_t used) {
-        void *grown = mmap(NULL, wanted, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (grown == MAP_FAILED) return NULL;
-        madvise(grown, wanted, MADV_HUGEPAGE);
-        memcpy(grown, at, used);
-        if (room > SLUICE_SMALL) munmap(at, room); else free(at);
-        return (unsigned char *) grown;
+    static unsigned char *sluice_whole(size_t wanted) {
+        void *made = mmap(NULL, wanted, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (made == MAP_FAILED) return NULL;
+        madvise(made, wanted, MADV_HUGEPAGE);
+        return (unsigned char *) made;
     }
     static void sluice_release(unsigned char *at, size_t room) {
         if (room > SLUICE_SMALL) munmap(at, room); else free(at);
     }
     """
+    enum: SLUICE_SPARE
     unsigned char* sluice_grow(unsigned char*, size_t, size_t) noexcept nogil
-    unsigned char* sluice_grow_whole(unsigned char*, size_t, size_t, size_t) noexcept nogil
+    unsigned char* sluice_whole(size_t) noexcept nogil
     void sluice_release(unsigned char*, size_t) noexcept nogil
 
 
@@ -55,17 +56,55 @@ cdef int64_t HUGE_FROM = 1024 * 1024
 
 
 cdef class DirtyMemory:
-    """Memory that dirty bytes of all files of a mount take, in whole pages, beside its limit in bytes."""
+    """Memory that dirty bytes of all files of a mount take, in whole pages, beside its limit in bytes.
+
+    It keeps a little that was given back, as long as files are being written and it is within the limit.
+    """
 
     cdef readonly int64_t limit
     cdef readonly int64_t used
+    cdef unsigned char* spare[SLUICE_SPARE]
+    cdef int64_t spare_size
+    cdef int spare_count
 
     def __cinit__(self, int64_t limit):
         self.limit = limit
 
+    def __dealloc__(self):
+        self.give_back()
+
     @property
     def full(self):
         return self.used >= self.limit
+
+    @property
+    def kept(self):
+        """Bytes of memory that nothing is in."""
+        return self.spare_count * self.spare_size
+
+    cdef unsigned char* take(self, int64_t size) noexcept:
+        """Memory of a whole chunk, its content undefined; NULL if there is none."""
+        if self.spare_count and self.spare_size == size:
+            self.spare_count -= 1
+            return self.spare[self.spare_count]
+        return sluice_whole(size)
+
+    cdef void leave(self, unsigned char* data, int64_t size) noexcept:
+        """Memory of a whole chunk that nothing is in any more."""
+        if self.spare_count == SLUICE_SPARE or (self.spare_count and self.spare_size != size) or (
+            self.used + (self.spare_count + 1) * size > self.limit
+        ):
+            sluice_release(data, size)
+        else:
+            self.spare[self.spare_count] = data
+            self.spare_size = size
+            self.spare_count += 1
+
+    cdef void give_back(self) noexcept:
+        """Everything that is kept goes back to the system."""
+        while self.spare_count:
+            self.spare_count -= 1
+            sluice_release(self.spare[self.spare_count], self.spare_size)
 
 
 cdef class Chunk:
@@ -95,7 +134,9 @@ cdef class Chunk:
         """True if all bytes from 0 to `end`, and no others, are dirty."""
         return self.spans.count == 1 and self.spans.at[0].start == 0 and self.spans.at[0].end == end
 
-    cdef int64_t write(self, int64_t start, const unsigned char* source, int64_t length, int64_t largest) except -1:
+    cdef int64_t write(
+        self, int64_t start, const unsigned char* source, int64_t length, int64_t largest, DirtyMemory memory
+    ) except -1:
         """Copy in; returns how many bytes are newly dirty."""
         cdef int64_t end = start + length, room, new
         cdef unsigned char* grown
@@ -107,7 +148,10 @@ cdef class Chunk:
                 room = (room + 4095) // 4096 * 4096
             if room > HUGE_FROM and self.room < largest and self.filled_to(start):
                 room = largest
-                grown = sluice_grow_whole(self.data, self.room, room, start)
+                grown = memory.take(room)
+                if grown != NULL:
+                    memcpy(grown, self.data, start)
+                    sluice_release(self.data, self.room)
             else:
                 grown = sluice_grow(self.data, self.room, room)
             if grown == NULL:
@@ -173,7 +217,7 @@ cdef class Extents:
                     self.chunks[index] = chunk
                 held = chunk.held
                 try:
-                    new += chunk.write(start, <const unsigned char*> source.buf + done, length, self.chunk_size)
+                    new += chunk.write(start, <const unsigned char*> source.buf + done, length, self.chunk_size, self.memory)
                 finally:
                     self.hold(chunk.held - held)
                 done += length
@@ -262,6 +306,10 @@ cdef class Extents:
         gone = covered(&chunk.spans, 0, self.chunk_size)
         self.used -= gone
         self.hold(-chunk.held)
+        if chunk.room == self.chunk_size and chunk.room > HUGE_FROM and not chunk.exports:
+            self.memory.leave(chunk.data, chunk.room)
+            chunk.data = NULL
+            chunk.room = 0
         return gone
 
     def truncate(self, int64_t size):
@@ -280,7 +328,8 @@ cdef class Extents:
                 self.used -= gone
 
     def clear(self):
-        """Forget everything."""
+        """Forget everything. A file is done with: memory kept for its next chunk is not needed any more."""
         self.chunks.clear()
         self.used = 0
         self.hold(-self.held)
+        self.memory.give_back()

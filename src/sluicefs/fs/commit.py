@@ -60,7 +60,7 @@ class Committer:
         """Before a write of `length` bytes: hold the writer back while memory is full. OSError ENOSPC."""
         while self.core.dirty.used + length > self.core.dirty.limit:
             stream = self.multipart.streams.get(draft)
-            if stream is not None and stream.pending:
+            if stream is not None and stream.pending and not self.multipart.keeps_sent(draft):
                 self.multipart.reap(draft, stream, wait_for=min(stream.pending))
             elif not self._spill(draft):
                 return
@@ -194,12 +194,12 @@ class Committer:
         patience: Patience | None = None,
     ) -> tuple[str, dict[str, str]]:
         """Send all of a draft; returns the ETag and the metadata that went with it. No `condition`: what it `covers` goes."""
+        self.multipart.drop_unsuited(draft)
         stream = self.multipart.streams.get(draft)
         if stream is None and parts.single(draft.size, draft.part_size):
             return self._put(draft, key, metadata, content_type, condition), metadata
         if stream is None:
-            plan = parts.plan_for(draft.size, draft.part_size)
-            stream = self.multipart.begin(draft, key, plan, metadata, content_type)
+            stream = self.multipart.begin_at_end(draft, key, metadata, content_type)
         elif draft.size > stream.plan.capacity:
             stream = self.multipart.replan(draft, stream, metadata, content_type)
         return self.multipart.finish(draft, stream, condition, patience), stream.metadata

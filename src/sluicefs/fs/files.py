@@ -36,7 +36,7 @@ LARGEST_READ = 128 * 1024  # bytes: the kernel asks for no more at once
 ATTRIBUTES_DELAY = 0.5
 
 # Files sent at once when everything has to be.
-SYNC_THREADS = 8
+SYNC_THREADS = 16
 
 # A block can be evicted or taken back between being asked for and being read; so often in a row only if something is wrong.
 ROUNDS = 100

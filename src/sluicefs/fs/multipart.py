@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 # So many parts of one file are on their way at once; the pool may run more for several files.
 IN_FLIGHT = 8
+COPY_RATE = 32 * parts.MiB  # bytes a second of `--timeout` that one copied part may have; a copy has four times as long
 REPORT = 30.0  # seconds between two lines in the log about a long upload
 
 
@@ -40,7 +41,9 @@ class Stream:
     metadata: dict[str, str]
     done: dict[int, str] = field(default_factory=dict)
     pending: dict[int, Future[str]] = field(default_factory=dict)
+    staged: set[int] = field(default_factory=set)  # chunks whose bytes went into the staging file as they were sent
     next: int = 0  # parts below it have been sent once
+    for_change: bool = False  # its parts are as large as the server can copy them
     given_up: bool = False  # parts that are queued need not be sent any more
 
 
@@ -76,6 +79,22 @@ class Multipart:
         stream = self.streams[draft] = Stream(key, upload_id, plan, metadata, next=first)
         return stream
 
+    def begin_at_end(self, draft: Draft, key: str, metadata: dict[str, str], content_type: str) -> Stream:
+        """Begin the upload of all of a draft, of which nothing has been sent yet."""
+        if draft.base is None or draft.base_gone or not draft.base_limit:
+            return self.begin(draft, key, parts.plan_for(draft.size, draft.part_size), metadata, content_type)
+        largest = min(parts.MAX_COPY, int(self.core.config.timeout * COPY_RATE))
+        plan = parts.plan_change(draft.size, draft.part_size, draft.changed, largest)
+        stream = self.begin(draft, key, plan, metadata, content_type)
+        stream.for_change = True
+        return stream
+
+    def drop_unsuited(self, draft: Draft) -> None:
+        """An upload that could not be ended, of a file that was changed since, may have parts too large to be sent again."""
+        stream = self.streams.get(draft)
+        if stream is not None and stream.for_change and not parts.suits_change(stream.plan, draft.size, draft.changed):
+            self.abandon(draft)
+
     # -- while the file is written --------------------------------------------------------------------------------------
 
     def send_full_parts(self, draft: Draft, stream: Stream) -> None:
@@ -91,10 +110,14 @@ class Multipart:
             stream.next += 1
 
     def _send_chunk(self, draft: Draft, stream: Stream, index: int, body: memoryview) -> str:
-        """Send a chunk as it lies in memory, and put it into the staging file: it leaves memory when both are done."""
+        """Send a chunk as it lies in memory; where memory is half full, it goes to the staging file too and leaves memory then.
+
+        Its bytes are needed until the upload is complete, and that may fail: they must be somewhere.
+        """
         with body:
-            if not stream.given_up:
+            if not stream.given_up and self.core.dirty.used > self.core.dirty.limit // 2:
                 draft.stage(body, index * stream.plan.part_size)
+                stream.staged.add(index)
             return self._upload(stream, index, body)
 
     def _send_part(self, draft: Draft, stream: Stream, index: int, body: memoryview) -> str:
@@ -114,13 +137,21 @@ class Multipart:
             if not future.done():
                 continue
             del stream.pending[index]
+            staged = index in stream.staged
+            stream.staged.discard(index)
             error = future.exception()
             if error is None:
                 stream.done[index] = future.result()
-                if stream.plan.chunks == 1:
+                if staged:
                     draft.sent(index)
             elif not stream.given_up:
                 log.warning("part %d of %s: %s; it is sent again at close", index + 1, stream.key, error)
+
+    def keeps_sent(self, draft: Draft) -> bool:
+        """Is the first chunk in memory one that was sent already?"""
+        stream = self.streams.get(draft)
+        chunks = draft.extents.indices()
+        return stream is not None and stream.plan.chunks == 1 and bool(chunks) and chunks[0] in stream.done
 
     def outgrown(self, draft: Draft, end: int) -> bool:
         """Has the file's upload no part left for a write that ends at `end`?"""
@@ -186,6 +217,10 @@ class Multipart:
         running: dict[int, Future[str]] = {}
         checked = False
         reported = time.monotonic()
+        copies = [index for index in todo if draft.unchanged(*stream.plan.span(index, draft.size))]
+        # A few copies run while what must be fetched is composed; the others follow.
+        first, later = set(copies[: IN_FLIGHT - 1]), set(copies[IN_FLIGHT - 1 :])
+        todo = sorted(todo, key=lambda index: (index in later, index not in first))
         try:
             for index in todo:
                 if time.monotonic() - reported > REPORT:

@@ -1,13 +1,15 @@
 """Write-back: what `close` made safe on local disk is sent to the bucket soon, and after a crash by the next mount.
 
 A file is sent when it has been quiet for a second, so that create, write, close and rename over another name are one upload;
-when many wait, at once. It must never send what the application was told had failed: that waits for `sluicefs recover`.
+where many wait, the oldest at once and the others soon. It must never send what the application was told had failed: that
+waits for `sluicefs recover`.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import threading
 import time
@@ -29,10 +31,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 QUIET = 1.0  # seconds
-MANY = 16  # files that wait: more than these, and the oldest is sent whatever it does
+MANY = 16  # files that wait: more than these, and the oldest is sent whatever it does,
+SOON = 0.1  # and until none is left the others have been quiet long enough after so many seconds
 OLDEST = 15.0  # seconds: a file that is written all the time is sent after so long
 RETRY = (1.0, 60.0)  # seconds between tries, at first and at most
-THREADS = 8
+THREADS = 16
 # Unsent data on disk: half of what is free when the mount begins, within these bounds (bytes). Beyond it, close waits for the
 # bucket as in sync mode.
 LIMITS = (64 * 1024**2, 64 * 1024**3)
@@ -50,10 +53,13 @@ class WriteBack:
         self._due: dict[Node, float] = {}  # in the order they came
         self._since: dict[Node, float] = {}
         self._tries: dict[Node, int] = {}
+        self._later: set[Node] = set()  # those that could not be sent when it was their turn
+        self._rush = False  # there were many, and they are not through yet
         self._sending: set[Node] = set()
         self._bytes: dict[Node, int] = {}
         self._total = 0
         self._changed = threading.Condition()
+        self._watch = math.inf  # monotonic seconds: a thread looks at the queue then, without being told
         self._stopping = False
         self._threads: list[threading.Thread] = []
         self._limit: int | None = None
@@ -93,15 +99,17 @@ class WriteBack:
 
     # -- sending ------------------------------------------------------------------------------------------------------------
 
-    def schedule(self, node: Node, delay: float = QUIET) -> None:
-        """Send a file's draft when it has been quiet for `delay` seconds."""
+    def schedule(self, node: Node, delay: float | None = None, *, later: bool = False) -> None:
+        """Send a file's draft when it has been quiet for `delay` seconds [QUIET]; `later`: not before, however many wait."""
         draft = node.draft
         now = time.monotonic()
+        delay = QUIET if delay is None else delay
         with self._changed:
             if self._stopping:
                 return
             self._due.pop(node, None)
             self._due[node] = now + delay
+            (self._later.add if later else self._later.discard)(node)
             self._since.setdefault(node, now)
             self._total -= self._bytes.get(node, 0)
             self._bytes[node] = draft.unsent if draft is not None else 0
@@ -110,7 +118,8 @@ class WriteBack:
                 thread = threading.Thread(target=self._work, name=f"write-back-{len(self._threads)}", daemon=True)
                 self._threads.append(thread)
                 thread.start()
-            self._changed.notify()
+            if len(self._due) > MANY or now + min(delay, SOON) < self._watch:
+                self._changed.notify()
 
     def _next(self) -> Node | None:
         """The next file to send; None: the end. Waits."""
@@ -118,13 +127,24 @@ class WriteBack:
             while not self._stopping:
                 now = time.monotonic()
                 wait = None
+                many = len(self._due) > MANY
+                self._rush = many or (self._rush and len(self._due) > len(self._later))
+                early = max(0.0, QUIET - SOON) if self._rush else 0.0
                 for node, due in self._due.items():
-                    if due <= now or (len(self._due) > MANY and not self._tries.get(node)):
+                    left = due - now
+                    if node not in self._later:
+                        left = 0.0 if many else left - early
+                    if left <= 0:
                         del self._due[node]
                         self._sending.add(node)
+                        if self._due:  # somebody has to look after the others meanwhile
+                            self._changed.notify()
                         return node
-                    wait = due - now if wait is None else min(wait, due - now)
+                    wait = left if wait is None else min(wait, left)
+                if wait is not None:
+                    self._watch = min(self._watch, now + wait)
                 self._changed.wait(wait)
+                self._watch = math.inf
             return None
 
     def _work(self) -> None:
@@ -142,9 +162,9 @@ class WriteBack:
                         self._total -= self._bytes.pop(node, 0)
                         self._since.pop(node, None)
                         self._tries.pop(node, None)
-                    self._changed.notify_all()
+                        self._later.discard(node)
             if again is not None:
-                self.schedule(node, again)
+                self.schedule(node, again, later=True)
 
     def _send(self, node: Node) -> float | None:
         """Send one file; returns after how many seconds to try again, or None."""

@@ -15,7 +15,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from sluicefs.staging import checks
@@ -80,10 +80,23 @@ class Record:
     file: str | None = None
 
     def head(self) -> str:
-        fields = asdict(self)
-        for name in ("id", "key", "size", "pending", "at", "file"):
-            del fields[name]
-        return json.dumps(fields | {"check": self._check(json.dumps(fields))})
+        base = self.base
+        fields = {
+            "base": None if base is None else {"key": base.key, "etag": base.etag, "size": base.size},
+            "base_limit": self.base_limit,
+            "replaced": self.replaced,
+            "changed": self.changed,
+            "present": self.present,
+            "sums": self.sums,
+            "etag": self.etag,
+            "replaces": self.replaces,
+            "metadata": self.metadata,
+            "content_type": self.content_type,
+            "complete": self.complete,
+            "error": self.error,
+        }
+        text = json.dumps(fields)
+        return f'{text[:-1]}, "check": "{self._check(text)}"}}'
 
     def _check(self, rest: str) -> str:
         return checks.of_bytes(repr((self.id, self.key, self.size, self.pending, self.at, self.file, rest)).encode())
