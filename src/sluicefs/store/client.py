@@ -87,9 +87,10 @@ class Transport(Protocol):
         body: memoryview | None,
         keys: Keys,
         wait: float,
+        left: float,
         cancelled: Callable[[], bool] | None,
     ) -> Reply:
-        """The answer's head; the body is still to be read. Raises what `http.Pool.exchange` raises."""
+        """The answer's head; the body is still to be read. `wait`, `left` and what it raises: see `http.Pool.exchange`."""
 
     def close(self) -> None:
         """Drops the connections."""
@@ -112,6 +113,7 @@ class LightTransport:
         body: memoryview | None,
         keys: Keys,
         wait: float,
+        left: float,
         cancelled: Callable[[], bool] | None,
     ) -> Reply:
         headers = {"host": self._host, **headers}
@@ -123,7 +125,8 @@ class LightTransport:
         if lines.count("\n") != len(headers):
             raise ValueError("a header value holds a line break")
         lines += "accept-encoding: identity\r\nuser-agent: sluicefs\r\n"
-        return self._pool.exchange(method, f"{path}?{query}" if query else path, lines, body, wait=wait, cancelled=cancelled)
+        target = f"{path}?{query}" if query else path
+        return self._pool.exchange(method, target, lines, body, wait=wait, left=left, cancelled=cancelled)
 
     def close(self) -> None:
         self._pool.close()
@@ -270,7 +273,7 @@ class Client:
                 if body is not None and method == "PUT":
                     self.counters.bytes_up += len(body)
             try:
-                return self._transport.send(method, path, query, headers, body, keys, wait, cancelled)
+                return self._transport.send(method, path, query, headers, body, keys, wait, budget.left, cancelled)
             except StaleConnectionError:
                 # The server closed an idle connection as we took it: not a failure. Each such try uses one up, so this ends.
                 budget.tries += 1  # yet it may have been carried out
