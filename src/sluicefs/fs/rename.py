@@ -206,7 +206,14 @@ class Renames:
                 node.ctime_ns, node.own, *_ = before
                 raise
             self.names.unsave(target)
-            self._delete_old(old_key, before[3], None if target is not None else new_key)
+            with core.lock:
+                self.files.reads_from(node, new_key, etag, moving=True)  # before the old name goes: it may be read meanwhile
+            try:
+                self._delete_old(old_key, before[3], None if target is not None else new_key)
+            except BaseException:
+                with core.lock:
+                    self.files.reads_from(node, old_key, before[3])
+                raise
             self._move(node, target, new_parent, new_name)
             with core.lock:
                 node.metadata, node.complete = metadata, True
