@@ -297,10 +297,11 @@ def test_cancelled_while_nothing_comes() -> None:
         store.close()
 
 
-def test_a_refused_head_says_why(make: MakeStore) -> None:
+@pytest.mark.parametrize("status", ["403 Forbidden", "400 Bad Request"])
+def test_a_refused_head_says_why(make: MakeStore, status: str) -> None:
     def act(peer: Peer, request: bytes) -> None:
         body = b"<Error><Code>ExpiredToken</Code></Error>"
-        peer.send(head("403 Forbidden", len(body)) + (b"" if request.startswith(b"HEAD") else body))
+        peer.send(head(status, len(body)) + (b"" if request.startswith(b"HEAD") else body))
 
     with ScriptedServer(act) as server:
         store = make(server)

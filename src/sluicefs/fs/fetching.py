@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from sluicefs.cache import DiskCache
 from sluicefs.engine import Block, BlockCache, BlockMap
-from sluicefs.errors import CancelledError, ConditionFailedError, NotFoundError
+from sluicefs.errors import AccessDeniedError, CancelledError, ConditionFailedError, NotFoundError
 from sluicefs.fs.nodes import Version
 from sluicefs.store.api import Store
 
@@ -100,7 +100,7 @@ class Fetcher:
             log.info("read of %s at %d: %s", key, block.offset, caught)
         except Exception as caught:
             error = caught
-            if not isinstance(caught, CancelledError):
+            if not isinstance(caught, (CancelledError, AccessDeniedError)):  # the store tells of the latter
                 log.warning("read of %s at %d failed: %s", key, block.offset, caught)
         finally:
             block.finish(error)

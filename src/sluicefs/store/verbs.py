@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 
-from sluicefs.errors import AccessDeniedError, ConditionFailedError, NotFoundError, ShortBodyError, StoreError, UnreachableError
+from sluicefs.errors import ConditionFailedError, NotFoundError, ShortBodyError, StoreError, UnreachableError
 from sluicefs.store import wire
 from sluicefs.store.api import Buffer, Counters, ListPage, ObjectInfo, StoreFailure, Upload
 from sluicefs.store.client import Budget, Client, Reply
@@ -55,8 +55,8 @@ class Verbs:
 
         try:
             return self._client.call("HeadObject", "HEAD", key, read)
-        except AccessDeniedError as error:
-            if error.code:
+        except StoreError as error:
+            if error.code or error.status not in (400, 403):  # what has expired is a 400
                 raise
         # A HEAD has no body to say why it was refused: a GET of one byte has.
         self.get(key, limit=1)
