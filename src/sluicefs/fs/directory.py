@@ -246,7 +246,7 @@ class Directories:
     def _ask(self, prefix: str, name: str, known: Entry | None) -> tuple[ObjectInfo | None, bool]:
         """(object of a name, whether it is a directory): HEAD, and where that does not tell, a LIST of one key."""
         info = self._head(prefix + name)
-        if info is not None and info.size:
+        if info is not None and info.size and not (known is not None and known.is_dir):  # a listing knows of what is below it
             return info, False
         if name.endswith(FOLDER_SUFFIX):
             info = None  # a directory's marker is no file
