@@ -89,11 +89,11 @@ bench-programs: $(STAMPS)/bench $(STAMPS)/demo $(STAMPS)/programs
 bench-engine: $(STAMPS)/bench
 	$(PYTEST) benchmarks/bench_engine.py $(PATIENT) $(ARGS)
 
-# The same tests on an engine built with the address and undefined-behaviour sanitizers.
+# The same tests on an engine built with the address and undefined-behaviour sanitizers; the benchmarks' start others' programs.
 sanitize: $(STAMPS)/engine $(STAMPS)/programs
 	SANITIZE=1 $(BIN)/python setup.py --quiet build --build-base build/sanitize --build-lib build/sanitize/lib
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
-	  PYTHONMALLOC=malloc PYTHONPATH=build/sanitize/lib $(PYTEST) tests/unit tests/model $(PATIENT) -m 'not soak' $(ARGS)
+	  PYTHONMALLOC=malloc PYTHONPATH=build/sanitize/lib $(PYTEST) tests/unit tests/model --ignore-glob='*/test_benchmarks_*' $(PATIENT) -m 'not soak' $(ARGS)
 
 cover: $(STAMPS)/engine $(STAMPS)/programs
 	COVERAGE=1 $(BIN)/python setup.py --quiet build --build-base build/cover --build-lib build/cover/lib

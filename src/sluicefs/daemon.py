@@ -29,6 +29,7 @@ CONNECTIONS = 32  # readers and writers have 16 threads each: neither waits for 
 _LOG_SIZE = 10 * 1024 * 1024  # bytes; three old ones are kept
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 _ARENAS = 2
+_PR_SET_DUMPABLE = 4  # sys/prctl.h
 _LARGE = 256 * 1024  # bytes: what is larger is a mapping of its own. The kernel writes 128 KiB at a time.
 _TOP = 4 * 1024 * 1024  # bytes of free memory at the end of a heap before it is given back
 
@@ -73,6 +74,7 @@ def run(config: Config, store: S3Store, ready: Callable[[], None]) -> None:
     """Serve until unmounted. Raises MountError, UnmountError."""
     for name in SECRETS:
         os.environ.pop(name, None)  # fusermount is a child of ours
+    _leave_no_core()
     _bound_heap()
     from sluicefs.mount import serve
 
@@ -102,6 +104,12 @@ def notify_supervisor() -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
             channel.connect("\0" + path[1:] if path.startswith("@") else path)
             channel.send(f"READY=1\nMAINPID={os.getpid()}".encode())
+
+
+def _leave_no_core() -> None:
+    """A crash must not write this process's memory anywhere: the secret key is in it. See prctl(2)."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)  # where cores go to a program, the limit does not hold
 
 
 def _bound_heap() -> None:

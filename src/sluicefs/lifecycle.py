@@ -257,7 +257,8 @@ def _flush(path: str, progress: Progress | None) -> dict[str, str]:
 def _unmount(path: str, *, lazily: bool = False) -> None:
     program = shutil.which("fusermount")
     command = [program, "-u", *(["-z"] if lazily else []), path] if program else ["umount", *(["-l"] if lazily else []), path]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"})
+    environment = _environment() | {"LC_ALL": "C"}
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment)
     if done.returncode == 0 or control.find_mount(path) is None:
         return
     said = done.stderr.strip()

@@ -36,8 +36,9 @@ def staging_folder(config: Config) -> str:
     """The private folder (0700) where this bucket's unsent data lies. OSError where it cannot be made."""
     name = hashlib.sha256(f"{config.endpoint}\n{config.bucket}\n{config.prefix}".encode()).hexdigest()[:16]
     folder = os.path.join(platformdirs.user_state_dir("sluicefs"), "staging", name)
-    os.makedirs(folder, mode=0o700, exist_ok=True)
-    os.chmod(folder, 0o700)
+    for place in (os.path.dirname(folder), folder):
+        os.makedirs(place, mode=0o700, exist_ok=True)
+        os.chmod(place, 0o700)
     return folder
 
 

@@ -50,18 +50,23 @@ def staging_root() -> str:
 def find(bucket: str | None = None, mountpoint: str | None = None) -> list[Unsent]:
     """What is unsent of mounts that are gone, oldest first; of one bucket or one mountpoint if asked for. OSError.
 
-    Reads all of it, to see whether it is undamaged.
+    Reads all of it, to see whether it is undamaged. A folder that does not say whose it is any more is given with every one.
     """
     found = []
     for root in _roots():
-        for left in scan(root):
+        unreadable: dict[str, str] = {}
+        for left in scan(root, unreadable):
             try:
                 about = left.journal.about()
-                if _wanted(about, bucket, mountpoint):
+                if not about or _wanted(about, bucket, mountpoint):
                     found += [_unsent(root, about, left, record) for record in left.journal.records()]
-                    found += [_unreadable(root, about, left, key) for key in left.journal.damaged]
+                    why = f"a record is damaged; the folder {left.path} is left as it is"
+                    found += [_unreadable(root, about, key, why) for key in left.journal.damaged]
+                    if left.damage:
+                        found.append(_unreadable(root, about, "?", f"{left.damage}; the folder {left.path} is left as it is"))
             finally:
                 left.release()
+        found += [_unreadable(root, {}, "?", f"{why}; the folder {path} is left as it is") for path, why in unreadable.items()]
     return sorted(found, key=lambda unsent: unsent.at)
 
 
@@ -99,7 +104,8 @@ def save(folder: str, root: str, bucket: str, open_store: Callable[[], Store]) -
     """Write everything left below `root` into `folder`, by key, and forget it; gives (path, warning or "") of each.
 
     `open_store` is asked only for what needs bytes of the bucket; where those cannot be had, they are zeros, with a warning.
-    What cannot be read stays where it is: SluiceError, when all others are saved.
+    What cannot be read stays where it is, and so does all of a folder whose journal has lost its end: SluiceError, when all
+    others are saved.
     """
     failed: dict[str, str] = {}
     for left in scan(root):
@@ -113,12 +119,17 @@ def save(folder: str, root: str, bucket: str, open_store: Callable[[], Store]) -
                 except OSError as error:
                     failed[record.key] = str(error)
                     continue
+                if left.damage:
+                    yield path, f"it may be outdated: {left.damage}"
+                    continue
                 left.journal.forget(record.id)
                 if record.file is not None:
                     with suppress(OSError):
                         os.unlink(os.path.join(left.path, record.file))
                 yield path, warning
             failed |= dict.fromkeys(left.journal.damaged, f"its record in {left.path} is damaged")
+            if left.damage:
+                failed[left.path] = f"{left.damage}; its data-* files are the bytes of large files"
         finally:
             left.release()
     if failed:
@@ -139,7 +150,7 @@ def _wanted(about: dict[str, str], bucket: str | None, mountpoint: str | None) -
 
 
 def _unsent(root: str, about: dict[str, str], left: Left, record: Record) -> Unsent:
-    damage = _damage(left, record)
+    damage = _damage(left, record) or left.damage
     return Unsent(
         about.get("endpoint", ""),
         about.get("bucket", ""),
@@ -155,12 +166,10 @@ def _unsent(root: str, about: dict[str, str], left: Left, record: Record) -> Uns
     )
 
 
-def _unreadable(root: str, about: dict[str, str], left: Left, key: str) -> Unsent:
-    """A row of the journal of which nothing but perhaps its key can be relied on."""
+def _unreadable(root: str, about: dict[str, str], key: str, why: str) -> Unsent:
+    """What nothing is known of but perhaps its key."""
     where = (about.get("endpoint", ""), about.get("bucket", ""), about.get("prefix", ""))
-    return Unsent(
-        *where, key, 0, 0, 0.0, False, f"its record in {left.path} is damaged; the folder is left as it is", root, True
-    )
+    return Unsent(*where, key, 0, 0, 0.0, False, why, root, True)
 
 
 def _damage(left: Left, record: Record) -> str:

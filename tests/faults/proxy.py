@@ -23,6 +23,7 @@ from tests.faults.rules import ActiveRule, Request, Rule
 
 _CHUNK = 512 * 1024
 _MAX_HEAD = 256 * 1024
+CONDITIONS = ("range", "if-match", "if-none-match", "x-amz-copy-source", "x-amz-copy-source-if-match")
 
 
 @dataclass(slots=True)
@@ -38,6 +39,7 @@ class Event:
     status: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
+    etag: str = ""
 
     @property
     def verb(self) -> str:
@@ -46,6 +48,13 @@ class Event:
     @property
     def key(self) -> str:
         return self.request.key
+
+    def line(self) -> str:
+        """For a log: when it came and went, what it was, its conditions, how it ended."""
+        headers = self.request.headers
+        conditions = "".join(f" {name}={headers[name]}" for name in CONDITIONS if name in headers)
+        what = f"{self.verb} {self.request.target}{conditions} {self.fault or '-'} {self.status}"
+        return f"{self.at:.3f} {time.time():.3f} {what} up {self.bytes_up} down {self.bytes_down} {self.etag}\n"
 
 
 @dataclass(slots=True)
@@ -358,6 +367,7 @@ class _Exchange:
         while status < 200:
             head = server.head()
             status, headers = _parse_answer(head)
+        self.event.etag = headers.get("etag", "")
         rule = self._rule
         has_body = self.request.method != "HEAD" and status not in (204, 304)
         pieces = server.body(headers, to_the_end=True) if has_body else iter(())

@@ -92,3 +92,56 @@ def test_a_damaged_one_can_be_saved_elsewhere_with_a_warning(user: User) -> None
         wrong = sum(one != other for one, other in zip((folder / name).read_bytes(), data, strict=True))
         assert wrong == (name in ("small", "large"))
     assert user.ok("recover") == "Nothing is left unsent.\n"
+
+
+def cut_short(user: User) -> Path:
+    """A bit in the middle of the journal's write-ahead log is another; the folder."""
+    (log,) = (user.home / "state").rglob("journal-wal")
+    with open(log, "r+b") as file:
+        file.seek(log.stat().st_size // 2)
+        (byte,) = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+    return log.parent
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "journal-shm"}
+
+
+def test_a_journal_that_lost_its_latest_changes_is_not_sent_and_stays_and_recover_names_it(user: User) -> None:
+    """SQLite alone would say nothing, and the next mount would delete the data files of the records that are gone."""
+    folder = cut_short(user)
+    before = contents(folder)
+    path = str(user.home / "m")
+    user.ok("mount", user.bucket.name, path)
+    Path(path, "new").write_bytes(b"the mount works")
+    user.ok("unmount", path)
+    assert user.objects() == ["new"]
+    assert f"nothing of what {folder} has unsent is sent" in "".join(
+        file.read_text() for file in (user.home / "state").rglob("*.log")
+    )
+    assert f"changes are missing; the folder {folder} is left as it is" in user.ok("recover")
+    said = user.run("recover", user.bucket.name, "--upload")
+    assert said.returncode == 1 and str(folder) in said.stderr
+    saved = user.home / "saved"
+    said = user.run("recover", user.bucket.name, "--save", str(saved))
+    assert said.returncode == 1 and str(folder) in said.stderr
+    for line in said.stdout.splitlines():
+        file, _, warning = line.partition(": ")
+        assert Path(file).read_bytes() == FILES[Path(file).name] and "may be outdated" in warning
+    assert contents(folder) == before, "all of it is still there"
+    assert user.objects() == ["new"]
+
+
+def test_a_journal_that_is_none_any_more_is_named_by_recover(user: User) -> None:
+    (journal,) = (user.home / "state").rglob("journal")
+    for path in journal.parent.glob("journal-*"):
+        path.unlink()
+    journal.write_bytes(b"no journal" * 1000)
+    before = contents(journal.parent)
+    assert f"the folder {journal.parent} is left as it is" in user.ok("recover")
+    for words in (["--upload"], ["--save", str(user.home / "saved")]):
+        said = user.run("recover", *words)
+        assert said.returncode == 1 and str(journal.parent) in said.stderr and "Traceback" not in said.stderr
+    assert contents(journal.parent) == before

@@ -1,6 +1,7 @@
 """`python -m tests.soak`: mixed load with faults on one mount for an hour; memory and descriptors stay flat, all bytes right.
 
-Writes what it saw into build/soak/: a line of JSON every few seconds, and a plot. Ends with 1 if anything was wrong.
+Writes what it saw into build/soak/: a line of JSON every few seconds and a plot, and what explains a failure: every request
+(requests.log), every step (steps.log) and the mount's log, with times. Ends with 1 if anything was wrong.
 """
 
 from __future__ import annotations
@@ -46,11 +47,17 @@ def main(minutes: float, workers: int, faults: float, write_mode: str, memory: s
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="soak-") as home, DevServer("ministack") as server:
         server.create_bucket(BUCKET)
-        with FaultProxy(server.endpoint, rules=chaos(faults), seed=seed) as proxy:
-            mount = Mount(Path(home), proxy.url, server, ["--write-mode", write_mode, "--memory", memory])
+        with (
+            open(output / "requests.log", "w") as requests,
+            FaultProxy(server.endpoint, rules=chaos(faults), seed=seed, log=lambda seen: requests.write(seen.line())) as proxy,
+        ):
+            (output / "mount.log").unlink(missing_ok=True)
+            options = ["--write-mode", write_mode, "--memory", memory]
+            options += ["--log-level", "info", "--log-file", str((output / "mount.log").absolute())]
+            mount = Mount(Path(home), proxy.url, server, options)
             try:
                 mount.start()
-                problems, summary = soak(mount, proxy, minutes * 60, workers, seed, output / "samples.jsonl")
+                problems, summary = soak(mount, proxy, minutes * 60, workers, seed, output)
                 proxy.clear()
                 problems += mount.stop()
             finally:
@@ -114,16 +121,17 @@ class Mount:
 
 
 def soak(
-    mount: Mount, proxy: FaultProxy, seconds: float, count: int, seed: int, target: Path
+    mount: Mount, proxy: FaultProxy, seconds: float, count: int, seed: int, output: Path
 ) -> tuple[list[str], dict[str, Any]]:
-    """Load until the time is over or something is wrong; samples go into `target`."""
+    """Load until the time is over or something is wrong; samples and steps go into `output`."""
     stop = threading.Event()
-    workers = [Worker(mount.path / f"w{number}", seed * 1000 + number, stop) for number in range(count)]
+    steps_log = open(output / "steps.log", "w", buffering=1)  # noqa: SIM115 - workers that hang may outlive this function
+    workers = [Worker(mount.path / f"w{number}", seed * 1000 + number, stop, steps_log) for number in range(count)]
     problems: list[str] = []
     begin = time.monotonic()
     outage = begin + OUTAGE[0]
     columns = (TextColumn("{task.description}"), BarColumn(30), TimeElapsedColumn())
-    with open(target, "w") as out, Progress(*columns, disable=not sys.stderr.isatty()) as progress:
+    with open(output / "samples.jsonl", "w") as out, Progress(*columns, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("soak", total=seconds)
         for worker in workers:
             worker.start()

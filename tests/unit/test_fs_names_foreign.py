@@ -246,3 +246,18 @@ def test_hadoop_markers_in_a_directory_of_many_pages(store: MemoryStore, make: M
         with failing(errno.ENOENT):
             find(fs, "many/hadoop_$folder$")
     assert names(fs, "many/hadoop") == []
+
+
+def test_a_directory_hides_a_file_of_its_name_where_one_name_is_asked_for(store: MemoryStore, make: Make) -> None:
+    """In a directory of many pages, once a listing has shown it."""
+    for i in range(1001):
+        store.put(f"many/{i:04}", b"x")
+    store.put("many/name", b"bytes")
+    store.put("many/name/below", b"deeper")
+    fs = make(attr_ttl=0.0)
+    assert "name" in names(fs, "many")
+    for _ in range(3):
+        assert find(fs, "many/name").is_dir
+        assert content(fs, "many/name/below") == b"deeper"
+    store.delete("many/name/below")
+    assert not find(fs, "many/name").is_dir

@@ -132,6 +132,28 @@ def test_a_copy_that_fails_leaves_everything_as_it_was(store: Awkward, make: Mak
     assert names(fs) == ["new"] and len(names(fs, "new")) == 100
 
 
+def test_copies_under_way_when_one_fails_are_undone_too(store: Awkward, make: Make) -> None:
+    for i in range(100):
+        store.put(f"old/{i:03}", b"content")
+    fs = make()
+    before = store.content()
+    others = threading.Event()
+
+    def refuse_the_first(verb: str, key: str) -> None:
+        if verb == "copy" and key == "old/000":
+            raise StoreError("refused")
+        if verb == "copy":
+            others.wait(0.3)  # they end after it has failed
+
+    store.before = refuse_the_first
+    with failing(errno.EIO):
+        fs.rename(ROOT_INO, b"old", ROOT_INO, b"new")
+    others.set()
+    store.before = lambda verb, key: None
+    time.sleep(0.1)
+    assert store.content() == before
+
+
 def test_old_names_that_cannot_be_deleted_lose_nothing_and_go_with_the_next_try(store: Awkward, make: Make) -> None:
     for name in "abc":
         store.put(f"old/{name}", name.encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import subprocess
 import sys
@@ -66,6 +67,72 @@ def test_a_journal_that_cannot_grow_says_enospc_and_keeps_what_it_has(tmp_path: 
     assert failed.value.errno == errno.ENOSPC
     assert [found.id for found in journal.records()] == ["kept"]
     journal.close()
+
+
+def left_by_a_kill(folder: Path, commits: int) -> Path:
+    """A mount's folder whose journal has `commits` records, all of them in the write-ahead log still."""
+    mount = folder / "mount-0123456789ab"
+    mount.mkdir()
+    code = "import sys, os; sys.path[:0] = sys.argv[3:]; from sluicefs.staging import Journal, Record\n"
+    code += "j = Journal(sys.argv[1]); j.describe({'bucket': 'b'})\n"
+    code += "for n in range(int(sys.argv[2])): j.put(Record(str(n), f'k{n}', 4), b'data')\n"
+    code += "os._exit(9)"
+    subprocess.run([sys.executable, "-c", code, str(mount), str(commits), *sys.path], check=False)
+    assert (mount / "journal-wal").stat().st_size > 0
+    return mount
+
+
+def test_a_write_ahead_log_damaged_anywhere_is_noticed_and_left_as_it_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """SQLite reads as far as it can and says nothing of the rest."""
+    mount = left_by_a_kill(tmp_path, 6)
+    good = (mount / "journal-wal").read_bytes()
+    for at in range(11, len(good), 8192 // 3):
+        damaged = bytearray(good)
+        damaged[at] ^= 1
+        (mount / "journal-wal").write_bytes(damaged)
+        before = {path.name: path.read_bytes() for path in mount.iterdir() if path.name != "journal-shm"}
+        caplog.clear()
+        staging = Staging(str(tmp_path))
+        assert staging.adopt() == [], at
+        staging.close()
+        assert "mount-0123456789ab" in caplog.text
+        assert {path.name: path.read_bytes() for path in mount.iterdir() if path.name != "journal-shm"} == before
+    for part in (good[: len(good) // 2], b""):
+        (mount / "journal-wal").write_bytes(part)
+        assert Staging(str(tmp_path)).adopt() == []
+    (mount / "journal-wal").write_bytes(good)
+    staging = Staging(str(tmp_path))
+    (left,) = staging.adopt()
+    assert [record.key for record in left.journal.records()] == [f"k{number}" for number in range(6)]
+    staging.close()
+
+
+@pytest.mark.parametrize("count", [b"", b"00", b"9999999999 0123456789abcdef\n", None])
+def test_a_damaged_count_of_commits_costs_no_record(
+    tmp_path: Path, count: bytes | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    mount = left_by_a_kill(tmp_path, 3)
+    if count is None:
+        (mount / "journal-commits").unlink()  # as an earlier version left it
+    else:
+        (mount / "journal-commits").write_bytes(count)
+    with caplog.at_level(logging.WARNING):
+        (left,) = Staging(str(tmp_path)).adopt()
+    assert len(left.journal.records()) == 3
+    assert bool(caplog.text) == (count is not None)
+
+
+def test_a_kill_between_a_commit_and_its_count_is_no_damage(tmp_path: Path) -> None:
+    mount = left_by_a_kill(tmp_path, 3)
+    counted = (mount / "journal-commits").read_bytes()
+    again = Journal(str(mount))
+    again.put(record(id="last"), b"x")
+    again.close()
+    (mount / "journal-commits").write_bytes(counted)
+    (left,) = Staging(str(tmp_path)).adopt()
+    assert len(left.journal.records()) == 4
 
 
 def test_nothing_is_made_until_there_is_something_to_keep(tmp_path: Path) -> None:

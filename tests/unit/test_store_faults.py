@@ -113,6 +113,18 @@ def test_no_answer_is_a_timeout_and_never_not_found(make: MakeStore) -> None:
         store.close()
 
 
+def test_of_many_deletions_none_is_asked_for_after_one_was_given_up(make: MakeStore) -> None:
+    """Each would wait as long again."""
+    keys = [f"k{number}" for number in range(2500)] + ["control\x01"]
+    with ScriptedServer(hang) as server:
+        store = make(server, timeout=1.0)
+        failed = store.delete_many(keys)
+        assert [key for key, _ in failed] == keys
+        assert all(isinstance(error, UnreachableError) for _, error in failed)
+        assert store.counters.requests == {"DeleteObjects": 1}
+        store.close()
+
+
 def test_nobody_there_is_unreachable(make: MakeStore) -> None:
     with ScriptedServer(hang) as server:
         store = make(server, timeout=1.0)
@@ -285,10 +297,11 @@ def test_cancelled_while_nothing_comes() -> None:
         store.close()
 
 
-def test_a_refused_head_says_why(make: MakeStore) -> None:
+@pytest.mark.parametrize("status", ["403 Forbidden", "400 Bad Request"])
+def test_a_refused_head_says_why(make: MakeStore, status: str) -> None:
     def act(peer: Peer, request: bytes) -> None:
         body = b"<Error><Code>ExpiredToken</Code></Error>"
-        peer.send(head("403 Forbidden", len(body)) + (b"" if request.startswith(b"HEAD") else body))
+        peer.send(head(status, len(body)) + (b"" if request.startswith(b"HEAD") else body))
 
     with ScriptedServer(act) as server:
         store = make(server)

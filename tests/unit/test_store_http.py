@@ -82,6 +82,24 @@ def test_waiting_for_a_connection_is_bounded() -> None:
         store.close()
 
 
+@pytest.mark.parametrize("framing", [{"Transfer_Encoding": "chunked"}, {"Content_Length": "100"}], ids=["chunked", "length"])
+def test_a_body_that_does_not_begin_is_given_up_when_the_calls_time_is_over(framing: dict[str, str]) -> None:
+    """Not a whole timeout later: this test hangs then."""
+
+    def stall(peer: Peer, request: bytes) -> None:
+        lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in framing.items())
+        peer.send(f"HTTP/1.1 200 OK\r\n{lines}\r\n".encode())
+        peer.sock.recv(1)
+
+    with ScriptedServer(stall) as server:
+        pool = Pool(server.endpoint, timeout=3600.0)
+        reply = pool.exchange("GET", "/", "host: x\r\n", None, left=0.0)
+        with pytest.raises(TimeoutError):
+            reply.read(1000)
+        reply.close()
+        pool.close()
+
+
 def test_a_connection_the_server_closed_costs_no_retry() -> None:
     def close_after(peer: Peer, request: bytes) -> None:
         serve_object(DATA)(peer, request)
@@ -259,7 +277,7 @@ def test_tls_is_verified(certificate: tuple[Path, ssl.SSLContext], light: bool) 
 def test_large_upload_over_tls(certificate: tuple[Path, ssl.SSLContext]) -> None:
     cert, context = certificate
     with ScriptedServer(answer("200 OK", ETag='"e"'), context=context) as server:
-        store = store_on(server, ca_bundle=str(cert))
+        store = store_on(server, ca_bundle=str(cert), timeout=60.0)
         body = DATA * 300
         store.put("k", body)
         store.put("k", body[:100])

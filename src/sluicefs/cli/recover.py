@@ -59,6 +59,8 @@ def _which(what: str | None) -> tuple[str | None, str | None]:
 
 
 def _line(unsent: Unsent) -> str:
+    if not unsent.bucket:
+        return unsent.error
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unsent.at))
     why = "sent by the next mount" if unsent.pending and not unsent.damaged else unsent.error or "not sent"
     return f"{unsent.bucket}/{unsent.key}  {size(unsent.size)} ({size(unsent.staged)} unsent)  {when}  {why}"
@@ -67,7 +69,7 @@ def _line(unsent: Unsent) -> str:
 def _upload(found: list[Unsent]) -> None:
     from sluicefs import daemon, recovery
 
-    failed: dict[str, str] = {}
+    failed = _lost(found)
     for unsent in _one_of_each(found):
         config = recovery.config_of(unsent)
         store = daemon.open_store(config)
@@ -90,7 +92,14 @@ def _save(found: list[Unsent], folder: str) -> None:
         open_store: Any = functools.lru_cache(maxsize=1)(functools.partial(daemon.open_store, config))
         for path, warning in recovery.save(folder, unsent.root, unsent.bucket, open_store):
             click.echo(path + (f": {warning}" if warning else ""))
+    if lost := _lost(found):
+        raise SluiceError(f"{len(lost)} folders cannot be read and are still kept: {'; '.join(lost)}")
+
+
+def _lost(found: list[Unsent]) -> dict[str, str]:
+    """What does not say any more whose it is."""
+    return {unsent.error: "nobody knows whose it is" for unsent in found if not unsent.bucket}
 
 
 def _one_of_each(found: list[Unsent]) -> list[Unsent]:
-    return list({(unsent.root, unsent.bucket): unsent for unsent in found}.values())
+    return list({(unsent.root, unsent.bucket): unsent for unsent in found if unsent.bucket}.values())

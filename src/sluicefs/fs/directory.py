@@ -423,7 +423,7 @@ class Directories:
         """The version that `node` stands for, with the blocks known of it."""
         core, state = self.core, node.file
         with core.lock:
-            if state.version is None or state.version.etag != node.etag:
+            if state.version is None or (state.version.etag != node.etag and not state.version.moving):
                 assert node.etag is not None
                 state.version = core.version(core.table.key_of(node), node.etag, node.size)
             return state.version

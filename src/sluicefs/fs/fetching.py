@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from sluicefs.cache import DiskCache
 from sluicefs.engine import Block, BlockCache, BlockMap
-from sluicefs.errors import CancelledError
+from sluicefs.errors import AccessDeniedError, CancelledError, ConditionFailedError, NotFoundError
 from sluicefs.fs.nodes import Version
 from sluicefs.store.api import Store
 
@@ -25,6 +25,15 @@ INLINE = 1024 * 1024
 # A block that goes on for more than this (bytes) behind what is waited for is handed over all the same: the answer need not
 # wait for the rest.
 WAITED = 64 * 1024
+
+
+class GoneError(ConditionFailedError):
+    """Version `etag` is not under `key`. A rename of ours may have taken it elsewhere since it was asked for."""
+
+    def __init__(self, error: ConditionFailedError | NotFoundError, key: str, etag: str):
+        super().__init__(error.strerror or "", code=error.code, status=error.status)
+        self.key = key
+        self.etag = etag
 
 
 class Fetcher:
@@ -69,6 +78,7 @@ class Fetcher:
         """Fill one block, now, on this thread. Errors end up in the block, and with those who wait for it."""
         error: Exception | None = None
         found = 0  # bytes that the disk cache had
+        key, etag = version.key, version.etag
         try:
             if block.cancelled():
                 error = CancelledError("read-ahead was taken back")
@@ -76,26 +86,29 @@ class Fetcher:
                 started = time.monotonic()
                 space = block.writable()
                 if self.disk is not None:
-                    found = self.disk.read_into(version.key, version.etag, version.size, block.offset, space, block.advance)
+                    found = self.disk.read_into(key, etag, version.size, block.offset, space, block.advance)
                 if found < block.size:
                     self.store.get_into(
-                        version.key,
+                        key,
                         block.offset + found,
                         space[found:],
-                        etag=version.etag,
+                        etag=etag,
                         progress=(lambda count: block.advance(found + count)) if found else block.advance,
                         cancelled=block.cancelled,
                     )
                     version.blocks.confirmed = max(version.blocks.confirmed, started)  # If-Match held
                 block.advance(block.size)
+        except (ConditionFailedError, NotFoundError) as caught:
+            error = GoneError(caught, key, etag)
+            log.info("read of %s at %d: %s", key, block.offset, caught)
         except Exception as caught:
             error = caught
-            if not isinstance(caught, CancelledError):
-                log.warning("read of %s at %d failed: %s", version.key, block.offset, caught)
+            if not isinstance(caught, (CancelledError, AccessDeniedError)):  # the store tells of the latter
+                log.warning("read of %s at %d failed: %s", key, block.offset, caught)
         finally:
             block.finish(error)
         if self.disk is not None and error is None and found < block.size:
-            self.disk.put(version.key, version.etag, version.size, block.offset, block)
+            self.disk.put(key, etag, version.size, block.offset, block)
 
     def _work(self) -> None:
         while True:

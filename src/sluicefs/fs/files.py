@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from sluicefs.engine import Reader
-from sluicefs.errors import CancelledError, ConditionFailedError, NotFoundError
+from sluicefs.errors import CancelledError
 from sluicefs.fs.draft import Draft, ReadBase
-from sluicefs.fs.fetching import INLINE, WAITED
+from sluicefs.fs.fetching import INLINE, WAITED, GoneError
 from sluicefs.fs.nodes import FileState, Node, Version
 from sluicefs.fs.rename import copy_object
 from sluicefs.fs.walk import SMALL
@@ -191,27 +191,17 @@ class Files:
     ) -> memoryview | bytes:
         """Bytes of one version, from memory or the bucket. ESTALE when the bucket has it no more. `tried`: memory was asked."""
         data = None if tried else reader.try_read(offset, length)
-        bound = self.core.config.timeout * 3 + 5  # a fetch ends by itself before; this is the net below it
         try:
             for _ in range(ROUNDS):
                 if data is not None:
                     break
-                mine = reader.demand(offset, length)
-                enqueue = self.core.fetcher.queue_for(version)
-                for block in mine[1:]:
-                    enqueue(block, True)
-                if mine:
-                    needed = offset + length - mine[0].offset
-                    if mine[0].size <= min(INLINE, needed + WAITED):
-                        self.core.fetcher.fetch(version, mine[0])
-                    else:
-                        enqueue(mine[0], True)
-                data = reader.collect(offset, length, bound)
-                for block in mine if data is None else ():
-                    # It failed before anybody could wait for it. (Read-ahead taken back is no failure: ask again.)
-                    if block.error is not None and not isinstance(block.error, CancelledError):
-                        raise block.error
-        except (ConditionFailedError, NotFoundError) as error:
+                try:
+                    data = self._fetched(reader, version, offset, length)
+                except GoneError as gone:
+                    if (gone.key, gone.etag) == (version.key, version.etag):
+                        raise
+                    # It was just being renamed, or fetched ahead under its old name: it is there under the new one.
+        except GoneError as error:
             if node is not None:
                 self.core.directories.replaced(node)
             raise OSError(errno.ESTALE, f"{version.key} was replaced or deleted while it was open") from error
@@ -221,6 +211,26 @@ class Files:
             raise OSError(
                 errno.EIO, f"{version.key}: the bytes at {offset} left memory {ROUNDS} times before they could be read"
             )
+        return data
+
+    def _fetched(self, reader: Reader, version: Version, offset: int, length: int) -> memoryview | bytes | None:
+        """Bytes that had to be fetched, or were under way. None: they left memory before they could be read."""
+        bound = self.core.config.timeout * 3 + 5  # a fetch ends by itself before; this is the net below it
+        mine = reader.demand(offset, length)
+        enqueue = self.core.fetcher.queue_for(version)
+        for block in mine[1:]:
+            enqueue(block, True)
+        if mine:
+            needed = offset + length - mine[0].offset
+            if mine[0].size <= min(INLINE, needed + WAITED):
+                self.core.fetcher.fetch(version, mine[0])
+            else:
+                enqueue(mine[0], True)
+        data = reader.collect(offset, length, bound)
+        for block in mine if data is None else ():
+            # It failed before anybody could wait for it. (Read-ahead taken back is no failure: ask again.)
+            if block.error is not None and not isinstance(block.error, CancelledError):
+                raise block.error
         return data
 
     # -- writing --------------------------------------------------------------------------------------------------------
@@ -390,15 +400,22 @@ class Files:
 
     def rebase(self, node: Node, key: str, etag: str) -> None:
         """The same bytes are now under another key or ETag (a server-side copy): what is cached stays good."""
-        core, state = self.core, node.file
-        version = state.version
         node.etag = etag
         node.checked = time.monotonic()
-        if version is not None:  # in place: the draft on top of it, open handles and queued fetches all hold this one
-            version.etag = etag
-            core.fetcher.adopt(key, version)
+        self.reads_from(node, key, etag)
         if node.parent is not None:
-            core.directories.note_file(node)
+            self.core.directories.note_file(node)
+
+    def reads_from(self, node: Node, key: str, etag: str, *, moving: bool = False) -> None:
+        """From now on the bytes of a file's version are fetched there. `moving`: the node gets to know later."""
+        state = node.file
+        if state.version is not None:  # in place: the draft on top of it, open handles and queued fetches all hold this one
+            state.version.etag = etag
+            self.core.fetcher.adopt(key, state.version)
+        elif state.opens:  # its first read may come before it has its new name
+            state.version = self.core.version(key, etag, node.size_in_bucket)
+        if state.version is not None:
+            state.version.moving = moving
 
     def _send_attributes_in_time(self) -> None:
         while True:

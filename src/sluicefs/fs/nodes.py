@@ -30,12 +30,16 @@ ROOT_INO = 1
 
 @dataclass(slots=True)
 class Version:
-    """One version of an object: what `open` pins, what If-Match names, whose blocks the cache holds."""
+    """One version of an object: what `open` pins, what If-Match names, whose blocks the cache holds.
+
+    `moving`: it is being renamed; key and ETag are those of the copy, which its node does not know yet.
+    """
 
     key: str
     etag: str
     size: int
     blocks: BlockMap
+    moving: bool = False
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ import logging
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -206,7 +206,14 @@ class Renames:
                 node.ctime_ns, node.own, *_ = before
                 raise
             self.names.unsave(target)
-            self._delete_old(old_key, before[3], None if target is not None else new_key)
+            with core.lock:
+                self.files.reads_from(node, new_key, etag, moving=True)  # before the old name goes: it may be read meanwhile
+            try:
+                self._delete_old(old_key, before[3], None if target is not None else new_key)
+            except BaseException:
+                with core.lock:
+                    self.files.reads_from(node, old_key, before[3])
+                raise
             self._move(node, target, new_parent, new_name)
             with core.lock:
                 node.metadata, node.complete = metadata, True
@@ -390,13 +397,31 @@ class Renames:
                 except (ConditionFailedError, NotFoundError):
                     return info, None  # changed meanwhile: the next round has it
 
-            for number, (info, etag) in enumerate(core.stored.pool.map(copy, todo), 1):
+            for number, (info, etag) in enumerate(self._each(copy, todo, copied), 1):
                 if etag is not None:
                     copied[info.key] = (info, etag)
                 if time.monotonic() - reported > REPORT:
                     reported = time.monotonic()
                     log.info("renaming %s: %d of %d objects, %.0f s", old_prefix, number, len(todo), reported - started)
         return False
+
+    def _each(
+        self,
+        copy: Callable[[ObjectInfo], tuple[ObjectInfo, str | None]],
+        todo: list[ObjectInfo],
+        copied: dict[str, tuple[ObjectInfo, str]],
+    ) -> Iterator[tuple[ObjectInfo, str | None]]:
+        """What `copy` makes of each. When one fails, none begins any more, and `copied` gets those under way, to be undone."""
+        running = [self.core.stored.pool.submit(copy, info) for info in todo]
+        try:
+            for future in running:
+                yield future.result()
+        except BaseException:
+            begun = [(info, future) for info, future in zip(todo, running, strict=True) if not future.cancel()]
+            for info, future in begun:
+                future.exception()  # a copy whose answer was lost may be there as well
+                copied.setdefault(info.key, (info, ""))
+            raise
 
     def _copy_one(self, info: ObjectInfo, new_key: str, flag: bool) -> str:
         """Copy one object. `flag`: a directory's marker has to say that its entries' own attributes count."""

@@ -226,6 +226,7 @@ class WriteBack:
                 found[record.key] = latest
             if not records:
                 core.staging.give_back(left)
+        self.damaged |= core.staging.damaged
         nodes = []
         for journal, record in found.values():
             try:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import llfuse
 
+from sluicefs.errors import AccessDeniedError
 from sluicefs.fs.filesystem import DirHandle, FileSystem, SetAttr
 from sluicefs.fs.namespace import Caller
 from sluicefs.fs.nodes import Node
@@ -42,7 +43,7 @@ def boundary(handler: F) -> F:
             raise
         except OSError as error:
             number = error.errno or errno.EIO
-            if number not in EXPECTED:
+            if number not in EXPECTED and not isinstance(error, AccessDeniedError):  # of which the store tells once
                 log.warning("%s: %s", handler.__name__, error)
             raise llfuse.FUSEError(number) from None
         except Exception:

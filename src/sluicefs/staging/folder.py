@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sluicefs.staging.journal import FILES, Journal, StartedUpload
+from sluicefs.staging.journal import FILES, Journal, StartedUpload, missing_commits
 
 log = logging.getLogger(__name__)
 
@@ -28,16 +28,20 @@ RESERVE = 128
 
 @dataclass(slots=True)
 class Left:
-    """The locked folder of a mount: this one's own, or one whose mount is gone."""
+    """The locked folder of a mount: this one's own, or one whose mount is gone.
+
+    `damage`: its journal has lost its latest changes. What it has may be outdated, so it is not sent, and nothing is changed.
+    """
 
     path: str
     lock: int
     journal: Journal
+    damage: str = ""
 
     def release(self) -> None:
         """Let go. A folder that owes nothing is deleted; one that does waits for the next mount or for `recover`."""
         with contextlib.suppress(OSError):
-            empty = self.journal.empty()
+            empty = not self.damage and self.journal.empty()
             self.journal.close()
             if empty:
                 shutil.rmtree(self.path, ignore_errors=True)
@@ -53,6 +57,7 @@ class Staging:
         self._own: Left | None = None
         self._lock = threading.Lock()
         self.adopted: list[Left] = []
+        self.damaged: dict[str, str] = {}  # folders that `adopt` left as they are, and why
 
     @property
     def journal(self) -> Journal:
@@ -107,6 +112,11 @@ class Staging:
         """Take over what mounts that are gone left. Data files that no record names are deleted."""
         taken = []
         for left in _free(self.root):
+            if left.damage:
+                log.error("nothing of what %s has unsent is sent, and it stays there: %s", left.path, left.damage)
+                self.damaged[left.path] = left.damage
+                left.release()
+                continue
             named = {record.file for record in left.journal.records()}
             if left.journal.damaged:
                 named.update(os.listdir(left.path))  # the damaged rows may name any of them
@@ -153,9 +163,12 @@ def leave_some(fd: int) -> None:
         raise OSError(errno.ENOSPC, f"{limit} open files are too few for so much unsent data: raise the limit (ulimit -n)")
 
 
-def scan(root: str) -> Iterator[Left]:
-    """Every locked folder of a bucket whose mount is gone; the caller releases it."""
-    return _free(root)
+def scan(root: str, unreadable: dict[str, str] | None = None) -> Iterator[Left]:
+    """Every locked folder of a bucket whose mount is gone, with `damage` or without; the caller releases it.
+
+    `unreadable` takes the folders whose journal is none any more, and why.
+    """
+    return _free(root, unreadable)
 
 
 def sync_folder(path: str) -> None:
@@ -175,7 +188,7 @@ def _folders(root: str) -> list[str]:
     return [os.path.join(root, name) for name in names if name.startswith("mount-")]
 
 
-def _free(root: str) -> Iterator[Left]:
+def _free(root: str, unreadable: dict[str, str] | None = None) -> Iterator[Left]:
     for path in _folders(root):
         lock = _lock(path)
         if lock is None:
@@ -185,17 +198,22 @@ def _free(root: str) -> Iterator[Left]:
             os.close(lock)
             continue
         journal: Journal | None = None
+        damage = ""
         try:
-            journal = Journal(path)
+            if missing := missing_commits(path):
+                damage = f"its journal is damaged: its latest {missing} changes are missing"
+            journal = Journal(path, read_only=bool(damage))  # else SQLite throws away what it could not read
             journal.check()
         except OSError as error:
             log.error("the unsent data in %s cannot be read and is left as it is: %s", path, error)
+            if unreadable is not None:
+                unreadable[path] = error.strerror or str(error)
             with contextlib.suppress(OSError):
                 if journal is not None:
                     journal.close()
             os.close(lock)
         else:
-            yield Left(path, lock, journal)
+            yield Left(path, lock, journal, damage)
 
 
 def _lock(path: str) -> int | None:

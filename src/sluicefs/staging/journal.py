@@ -1,7 +1,8 @@
 """What a mount owes its bucket, in a SQLite file: unsent data of files, and multipart uploads that were begun.
 
 A call that returns has its change on disk (WAL, synchronous=FULL); calls made at the same time share one fsync. A record counts
-only with the body or the data file it names, and both only as their checksums say.
+only with the body or the data file it names, and both only as their checksums say. SQLite ends the reading of a damaged
+write-ahead log where the damage is, and says nothing: a file beside it counts the commits, so that missing ones are noticed.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ MAX_SIZE = 4995 * 1024**4 // 1000  # bytes: no file of a mount grows beyond, as 
 PAGE_SIZE = 8192  # bodies of 64 KiB are fastest so
 # The text of an error can quote the damaged file.
 _FAILURES = (sqlite3.Error, UnicodeDecodeError)
-FILES = ("journal", "journal-wal", "journal-shm")
+COUNT = "journal-commits"
+FILES = ("journal", "journal-wal", "journal-shm", COUNT)
+COMMITS = 1 << 31  # SQLite's user_version counts to there, and begins anew
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +163,15 @@ class Journal:
             self._base.close()
             raise _as_oserror(error, self.path) from error
         self._latest = 0.0 if read_only else self._newest()
+        self.commits = self._counted()
+        self._count: int | None = None
+        if not read_only:
+            try:
+                self._count = os.open(os.path.join(folder, COUNT), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except OSError:
+                self._base.close()
+                raise
+            self._note_count()
 
     # -- unsent data ------------------------------------------------------------------------------------------------------
 
@@ -207,6 +219,14 @@ class Journal:
             log.error("journal %s: %s", self.path, error)  # `check` finds out what of it is good
             return 0.0
         return float(rows[0][0] or 0.0) if _is_time(rows[0][0] or 0.0) else 0.0
+
+    def _counted(self) -> int:
+        try:
+            commits: int = self._base.execute("PRAGMA user_version").fetchone()[0]
+        except _FAILURES as error:
+            log.error("journal %s: %s", self.path, error)  # `check` finds out what of it is good
+            return 0
+        return commits % COMMITS
 
     def body(self, identity: str) -> bytes:
         """The body of a record, b"" where its bytes are in a file."""
@@ -265,6 +285,9 @@ class Journal:
         self.flush()
         with self._lock:
             self._base.close()
+            if self._count is not None:
+                os.close(self._count)
+                self._count = None
 
     # -- one commit for all who wait ----------------------------------------------------------------------------------------
 
@@ -294,7 +317,11 @@ class Journal:
             for ticket in batch:
                 for statement, values in ticket.statements:
                     ticket.row = self._base.execute(statement, values).lastrowid or 0
+            commits = (self.commits + 1) % COMMITS
+            self._base.execute(f"PRAGMA user_version={commits}")
             self._base.execute("COMMIT")
+            self.commits = commits
+            self._note_count()
         except _FAILURES as error:
             if self._base.in_transaction:
                 self._base.execute("ROLLBACK")
@@ -307,6 +334,16 @@ class Journal:
             for ticket in batch:
                 ticket.done = True
 
+    def _note_count(self) -> None:
+        """Say how many commits there were. After the commit and without an fsync: it may say too few, never too many."""
+        if self._count is None:
+            return
+        text = f"{self.commits:010}"
+        try:
+            os.pwrite(self._count, f"{text} {checks.of_bytes(text.encode())}\n".encode(), 0)
+        except OSError as error:
+            log.warning("journal %s: its commits are not counted: %s", self.path, error)
+
     def _query(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         self.flush()
         with self._lock:
@@ -314,6 +351,28 @@ class Journal:
                 return self._base.execute(statement, values).fetchall()
             except _FAILURES as error:
                 raise _as_oserror(error, self.path) from error
+
+
+def missing_commits(folder: str) -> int:
+    """How many commits the journal in `folder` has lost, as far as can be known. Changes nothing there."""
+    try:
+        with open(os.path.join(folder, COUNT), "rb") as file:
+            text, _, check = file.read(100).decode("ascii").strip().partition(" ")
+        if check != checks.of_bytes(text.encode()):
+            raise ValueError(f"its checksum is not {check!r}")
+        told = int(text)
+    except FileNotFoundError:
+        return 0
+    except (OSError, ValueError) as error:
+        log.warning("journal %s: nobody knows how many commits there were: %s", folder, error)
+        return 0
+    try:
+        journal = Journal(folder, read_only=True)
+    except OSError:
+        return 0  # who opens it to use it finds out
+    missing: int = (told - journal.commits) % COMMITS
+    journal.close()
+    return missing if missing < COMMITS // 2 else 0
 
 
 def _record(identity: Any, key: Any, at: Any, pending: Any, size: Any, head: Any, file: Any) -> Record:

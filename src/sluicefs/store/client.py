@@ -6,6 +6,7 @@ Knows HTTP answers and S3's error words, not what the verbs mean. No botocore; a
 from __future__ import annotations
 
 import logging
+import math
 import random
 import socket
 import ssl
@@ -38,6 +39,7 @@ _FIRST_PAUSE = 0.1  # seconds, doubled each time
 _LONGEST_PAUSE = 5.0
 _SIGNATURE_TRIES = 3  # R2 answers SignatureDoesNotMatch under load to requests that are right
 _ERROR_BODY = 64 * 1024  # bytes of an error answer that are read
+_TELL_EVERY = 60.0  # seconds between two lines in the log about a store that refuses us
 _GIVEN_UP_AT_ONCE = frozenset(("TLS", "DNS"))
 
 
@@ -87,9 +89,10 @@ class Transport(Protocol):
         body: memoryview | None,
         keys: Keys,
         wait: float,
+        left: float,
         cancelled: Callable[[], bool] | None,
     ) -> Reply:
-        """The answer's head; the body is still to be read. Raises what `http.Pool.exchange` raises."""
+        """The answer's head; the body is still to be read. `wait`, `left` and what it raises: see `http.Pool.exchange`."""
 
     def close(self) -> None:
         """Drops the connections."""
@@ -112,6 +115,7 @@ class LightTransport:
         body: memoryview | None,
         keys: Keys,
         wait: float,
+        left: float,
         cancelled: Callable[[], bool] | None,
     ) -> Reply:
         headers = {"host": self._host, **headers}
@@ -123,7 +127,8 @@ class LightTransport:
         if lines.count("\n") != len(headers):
             raise ValueError("a header value holds a line break")
         lines += "accept-encoding: identity\r\nuser-agent: sluicefs\r\n"
-        return self._pool.exchange(method, f"{path}?{query}" if query else path, lines, body, wait=wait, cancelled=cancelled)
+        target = f"{path}?{query}" if query else path
+        return self._pool.exchange(method, target, lines, body, wait=wait, left=left, cancelled=cancelled)
 
     def close(self) -> None:
         self._pool.close()
@@ -195,6 +200,8 @@ class Client:
         self._transport = transport
         self._credentials = credentials
         self._lock = threading.Lock()
+        self._refused = False
+        self._told = -math.inf  # monotonic time of the last line about it
 
     def call(
         self,
@@ -225,6 +232,8 @@ class Client:
                 answer = self._send(verb, method, path, text, sent, body, keys, budget, cancelled)
                 try:
                     if answer.status < 300:
+                        if self._refused:
+                            self._let_in()
                         return read(answer)
                     retry_after = _retry_after(answer.headers)
                     error = _failure(f"{verb} {key!r}", answer)
@@ -242,7 +251,11 @@ class Client:
                 log.warning("%s; trying again with renewed credentials", error.strerror)
                 budget.tries += 1
                 continue
-            budget.wait_or_raise(error, retry_after, cancelled)
+            try:
+                budget.wait_or_raise(error, retry_after, cancelled)
+            except AccessDeniedError as denied:
+                self._shut_out(denied)
+                raise
             with self._lock:
                 self.counters.retries += 1
             log.info("%s; try %d", error.strerror, budget.tries)
@@ -250,6 +263,24 @@ class Client:
     def close(self) -> None:
         """Drops the connections."""
         self._transport.close()
+
+    def _shut_out(self, error: AccessDeniedError) -> None:
+        """One line, however many calls fail so."""
+        with self._lock:
+            now = time.monotonic()
+            tell = now - self._told > _TELL_EVERY
+            self._refused, self._told = True, now if tell else self._told
+        if tell:
+            log.error(
+                "%s. Calls end with EACCES until the store lets us in: renew the credentials, or grant them access.",
+                error.strerror,
+            )
+
+    def _let_in(self) -> None:
+        with self._lock:
+            said, self._refused = self._refused, False
+        if said:
+            log.info("the store lets us in again")
 
     def _send(
         self,
@@ -270,7 +301,7 @@ class Client:
                 if body is not None and method == "PUT":
                     self.counters.bytes_up += len(body)
             try:
-                return self._transport.send(method, path, query, headers, body, keys, wait, cancelled)
+                return self._transport.send(method, path, query, headers, body, keys, wait, budget.left, cancelled)
             except StaleConnectionError:
                 # The server closed an idle connection as we took it: not a failure. Each such try uses one up, so this ends.
                 budget.tries += 1  # yet it may have been carried out

@@ -26,6 +26,7 @@ _STEP = 256 * 1024  # bytes between two progress calls
 _FIRST_STEP = 16 * 1024  # bytes until the first; then twice as many each time
 _SLICE = 0.2  # seconds between two looks at `cancelled` while nothing comes
 _TRUSTED = 0.5  # seconds after which an unused connection is looked at before a request that can be sent again takes it
+_LEAST = 1.0  # seconds that each wait of a try may take though its time is over
 _IDLE = 50.0  # seconds after which an unused connection is not trusted any more
 _MAX_LINE = 1024  # bytes of a chunk-size line
 _MAX_TRAILERS = 64  # lines behind a chunked body
@@ -102,14 +103,24 @@ class Connection:
 class Answer:
     """A status, headers (lower-case names) and a body still to be read. Call `close` when done, in any case."""
 
-    __slots__ = ("_chunked", "_connection", "_left", "_pool", "_timeout", "headers", "length", "status")
+    __slots__ = ("_chunked", "_connection", "_first", "_left", "_pool", "_timeout", "headers", "length", "status")
 
     def __init__(
-        self, pool: Pool, connection: Connection, status: int, headers: dict[str, str], timeout: float, *, no_body: bool
+        self,
+        pool: Pool,
+        connection: Connection,
+        status: int,
+        headers: dict[str, str],
+        timeout: float,
+        first: float,
+        *,
+        no_body: bool,
     ) -> None:
+        """`timeout`: seconds without progress after which the body has stalled; before there is any, `first`."""
         self._pool = pool
         self._connection: Connection | None = connection
         self._timeout = timeout
+        self._first = first
         self.status = status
         self.headers = headers
         self._chunked = headers.get("transfer-encoding", "").lower().endswith("chunked")
@@ -153,7 +164,7 @@ class Answer:
             _shift(connection, take)
             position += take
         told, step = start, _FIRST_STEP
-        patience = time.monotonic() + self._timeout
+        patience = time.monotonic() + self._first
         try:
             while position < goal:
                 piece = view[position : min(goal, position + _STEP)]
@@ -206,7 +217,7 @@ class Answer:
         connection = self._connection
         assert connection is not None
         if not connection.filled:
-            count = connection.receive(memoryview(connection.buffer), time.monotonic() + self._timeout)
+            count = connection.receive(memoryview(connection.buffer), time.monotonic() + self._first)
             connection.filled = count
         piece = bytes(connection.buffer[: connection.filled])
         connection.filled = 0
@@ -220,7 +231,7 @@ class Answer:
         _shift(connection, len(pieces))
         while len(pieces) < count:
             more = bytearray(min(count - len(pieces), _STEP))
-            got = connection.receive(memoryview(more), time.monotonic() + self._timeout)
+            got = connection.receive(memoryview(more), time.monotonic() + self._first)
             if not got:
                 connection.broken = True
                 raise HttpError("the answer broke off inside a chunk")
@@ -235,7 +246,7 @@ class Answer:
                 connection.broken = True
                 raise HttpError("the answer's chunks are malformed")
             free = memoryview(connection.buffer)[connection.filled :]
-            got = connection.receive(free, time.monotonic() + self._timeout)
+            got = connection.receive(free, time.monotonic() + self._first)
             if not got:
                 connection.broken = True
                 raise HttpError("the answer broke off between chunks")
@@ -308,28 +319,36 @@ class Pool:
         body: memoryview | None,
         *,
         wait: float | None = None,
+        left: float | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> Answer:
         """Sends one request and reads the head of its answer.
 
-        `headers`: ready lines, each ended by CRLF. `wait`: seconds until the answer must begin [the pool's timeout]. Raises
+        `headers`: ready lines, each ended by CRLF. `wait`: seconds until the answer must begin, while nothing can be sent
+        [the pool's timeout]; `left`: until its body must, at most [the pool's timeout after its head]. Raises
         StaleConnectionError, TimeoutError, ssl.SSLError, socket.gaierror, OSError, Cancelled.
         """
+        began = time.monotonic()
+        wait = self.timeout if wait is None else wait
         try:
-            self._free.get(timeout=self.timeout)
+            self._free.get(timeout=min(self.timeout, wait))
         except queue.Empty:
-            raise TimeoutError(f"all connections were busy for {self.timeout:g} s") from None
+            raise TimeoutError(f"all connections were busy for {min(self.timeout, wait):g} s") from None
         connection: Connection | None = None
         try:
-            connection = self._take_idle(_TRUSTED if method == "GET" else 0.0) or self._connect()
+            connection = self._take_idle(_TRUSTED if method == "GET" else 0.0) or self._connect(began + wait)
             if self.proxy is not None and not self.secure:
                 target = f"http://{self.host}:{self.port}{target}"
                 headers = self.proxy.authorization + headers
             head = f"{method} {target} HTTP/1.1\r\n{headers}\r\n".encode("latin-1")
             self._send(connection, head, body)
-            end = time.monotonic() + (self.timeout if wait is None else wait)
+            now = time.monotonic()
+            end = now + wait if body else max(began + wait, now + wait / 2)
             status, fields = self._read_head(connection, end, cancelled)
-            return Answer(self, connection, status, fields, self.timeout, no_body=method == "HEAD")
+            first = self.timeout
+            if left is not None:
+                first = max(_LEAST, min(first, began + left - time.monotonic()))
+            return Answer(self, connection, status, fields, self.timeout, first, no_body=method == "HEAD")
         except BaseException:
             if connection is not None:
                 connection.close()
@@ -373,10 +392,10 @@ class Pool:
                 return connection
             connection.close()
 
-    def _connect(self) -> Connection:
+    def _connect(self, end: float) -> Connection:
         proxy = self.proxy
         address = (proxy.host, proxy.port) if proxy is not None else (self.host, self.port)
-        sock = socket.create_connection(address, timeout=min(self.timeout, 10.0))
+        sock = socket.create_connection(address, timeout=max(_LEAST, min(self.timeout, 10.0, end - time.monotonic())))
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -181,6 +181,7 @@ class BotocoreTransport:
         body: memoryview | None,
         keys: Keys,
         wait: float,
+        left: float,
         cancelled: Callable[[], bool] | None,
     ) -> Reply:
         from botocore import exceptions

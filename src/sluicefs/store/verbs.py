@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 
-from sluicefs.errors import AccessDeniedError, ConditionFailedError, NotFoundError, ShortBodyError, StoreError, UnreachableError
+from sluicefs.errors import ConditionFailedError, NotFoundError, ShortBodyError, StoreError, UnreachableError
 from sluicefs.store import wire
 from sluicefs.store.api import Buffer, Counters, ListPage, ObjectInfo, StoreFailure, Upload
 from sluicefs.store.client import Budget, Client, Reply
@@ -55,8 +55,8 @@ class Verbs:
 
         try:
             return self._client.call("HeadObject", "HEAD", key, read)
-        except AccessDeniedError as error:
-            if error.code:
+        except StoreError as error:
+            if error.code or error.status not in (400, 403):  # what has expired is a 400
                 raise
         # A HEAD has no body to say why it was refused: a GET of one byte has.
         self.get(key, limit=1)
@@ -238,20 +238,22 @@ class Verbs:
 
     def delete_many(self, keys: Iterable[str]) -> list[tuple[str, StoreFailure]]:
         failed: list[tuple[str, StoreFailure]] = []
+        lost: StoreError | None = None  # when one request was given up, each more would wait as long again
         rest = iter(keys)
         while batch := list(itertools.islice(rest, MAX_LIST)):
             together = [key for key in batch if wire.fits_xml(key)]
-            try:
-                if together:
-                    failed += self._delete_batch(together)
-            except StoreError as error:
-                failed += [(key, error) for key in together]
-            for key in batch:
-                if not wire.fits_xml(key):
-                    try:
-                        self.delete(key)
-                    except StoreError as error:
-                        failed.append((key, error))
+            alone = [[key] for key in batch if not wire.fits_xml(key)]
+            for group in [together, *alone] if together else alone:
+                try:
+                    if lost is not None:
+                        raise lost
+                    if group is together:
+                        failed += self._delete_batch(group)
+                    else:
+                        self.delete(group[0])
+                except StoreError as error:
+                    failed += [(key, error) for key in group]
+                    lost = error if _may_have_landed(error) or error.status == 429 else None
         return failed
 
     # --- multipart
