@@ -212,6 +212,17 @@ def test_random_reads_fetch_little_more_than_was_asked(source: Source) -> None:
     assert sum(size for _, size in source.fetched) <= 1.5 * 200 * 131072
 
 
+def test_small_reads_here_and_there_are_no_run() -> None:
+    """Reads that lie near each other by chance prove nothing about what is between them."""
+    fetched: list[int] = []
+    reader = Reader(BlockMap(BlockCache(256 * MiB)), 1 << 30, lambda block, urgent: fetched.append(block.size))
+    choose = random.Random(5)
+    for _ in range(400):
+        reader.try_read(offset := choose.randrange(4096) * 4096, 4096)
+        fetched += [block.size for block in reader.demand(offset, 4096)]
+    assert sum(fetched) <= 1.5 * 400 * 4096 + FIRST
+
+
 @pytest.mark.parametrize(("budget", "whole"), [(512 * MiB, True), (256 * MiB, False)], ids=["has room", "too large"])
 def test_a_file_read_all_over_is_fetched_whole(budget: int, whole: bool) -> None:
     """Once an eighth of it was asked for in pieces, and only where it fits in a quarter of memory."""

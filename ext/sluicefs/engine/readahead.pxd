@@ -8,6 +8,7 @@ cdef enum:
 cdef struct Stream:
     int64_t start      # where this run began
     int64_t next       # end of the furthest read seen
+    int64_t seen       # bytes of its reads
     int64_t ahead      # end of what was asked for ahead
     int64_t last_use   # the pattern's clock at the last read that belonged to it
     bint window_open   # it counts among the readers that share the budget

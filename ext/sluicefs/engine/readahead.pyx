@@ -25,6 +25,7 @@ cdef int match_stream(Pattern* pattern, int64_t offset, int64_t length) noexcept
                 stream.next = offset + length
             if offset < stream.start:
                 stream.start = offset
+            stream.seen += length
             stream.last_use = pattern.clock
             return i
     if pattern.count < STREAMS:
@@ -35,6 +36,7 @@ cdef int match_stream(Pattern* pattern, int64_t offset, int64_t length) noexcept
     stream = &pattern.streams[slot]
     stream.start = offset
     stream.next = stream.ahead = offset + length
+    stream.seen = length
     stream.last_use = pattern.clock
     return -1 - slot
 
@@ -51,9 +53,12 @@ cdef int stalest_stream(const Pattern* pattern) noexcept nogil:
 cdef int64_t window_for(const Stream* stream, int64_t largest) noexcept nogil:
     """How many bytes to keep asked for beyond `next`: what the run has proven so far, so a short one wastes at most as much.
 
-    A run from the start of the file is most likely a whole-file read and earns eight times that. Nothing before the second read.
+    A run from the start of the file is most likely a whole-file read: eight times that. Nothing before the second read.
     """
     cdef int64_t run = stream.next - stream.start
+    if run > DISORDER and stream.seen < run // 2:  # reads here and there are no run
+        return 0
+    run = min(run, stream.seen)
     if run <= GRAIN:
         return 0
     if stream.start == 0:
