@@ -71,7 +71,7 @@ class StoredAttributes:
         return prefix or ROOT_MARKER
 
     def writing_marker(self, node: Node) -> threading.Lock:
-        """To be held over the request that writes a directory's marker: it says all there is, a late one would undo the other."""
+        """To be held over the request that writes a directory's marker: it says all, and a late one undoes another."""
         return self._writing[node.ino % MARKERS]
 
     def find_marker(self, listing: Listing) -> None:
