@@ -16,6 +16,7 @@ from sluicefs.errors import ConditionFailedError, StoreError
 from sluicefs.fs import directory, namespace, walk
 from sluicefs.fs.filesystem import SetAttr
 from sluicefs.fs.nodes import ROOT_INO
+from sluicefs.fs.stored import FLAG
 from sluicefs.store.api import ListPage
 from tests.unit.test_fs_attributes import ME, Make, failing, find, make, names
 from tests.unit.test_fs_rename import Awkward, write
@@ -24,11 +25,21 @@ __all__ = ["make"]  # a fixture
 
 
 class Held(Awkward):
-    """`after_list(prefix)` is called between the moment a listing is made and the moment its answer arrives."""
+    """`after_list(prefix)` is called between the moment a listing is made and the moment its answer arrives.
+
+    `before_put(key)` ahead of each put; `puts` are their keys.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.after_list: Callable[[str], None] = lambda prefix: None
+        self.before_put: Callable[[str], None] = lambda key: None
+        self.puts: list[str] = []
+
+    def put(self, key: str, body: Any, **options: Any) -> str:
+        self.puts.append(key)
+        self.before_put(key)
+        return super().put(key, body, **options)
 
     def list(self, prefix: str, **options: Any) -> ListPage:
         page = super().list(prefix, **options)
@@ -269,3 +280,50 @@ def test_a_large_open_file_that_could_not_be_deleted_is_as_it_was(
     fs.flush(handle)
     fs.release(handle)
     assert store.content() == {"large": b"01AB456789", "other": b"other"}
+
+
+def test_many_files_with_attributes_of_their_own_tell_their_directory_once(store: Held, make: Make) -> None:
+    fs = make()
+    folder = fs.mkdir(ROOT_INO, b"d", 0o755, ME)
+    store.puts.clear()
+    store.before_put = lambda key: time.sleep(0.05 if key == "d/" else 0.0)
+
+    def create(number: int) -> None:
+        handle, _ = fs.create(folder.ino, b"f%d" % number, 0o600, os.O_RDWR, ME)
+        fs.flush(handle)
+        fs.release(handle)
+
+    threads = [threading.Thread(target=create, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert store.puts.count("d/") == 1
+    assert len(names(make(), "d")) == 16
+
+
+def test_times_of_a_directory_stay_that_are_set_while_its_marker_is_written(store: Held, make: Make) -> None:
+    fs = make()
+    folder = fs.mkdir(ROOT_INO, b"d", 0o755, ME)
+    begun, go = threading.Event(), threading.Event()
+
+    def before(key: str) -> None:
+        if key == "d/" and not begun.is_set():
+            begun.set()
+            go.wait(30)
+
+    store.before_put = before
+    handle, _ = fs.create(folder.ino, b"f", 0o600, os.O_RDWR, ME)
+    sending = threading.Thread(target=fs.flush, args=(handle,))
+    sending.start()
+    assert begun.wait(30)
+    setting = threading.Thread(target=fs.setattr, args=(folder.ino, SetAttr(mtime_ns=10**18)))
+    setting.start()
+    setting.join(0.3)
+    go.set()
+    sending.join(30)
+    setting.join(30)
+    fs.release(handle)
+    metadata = store.head("d/").metadata or {}
+    assert metadata["mtime"] == "1000000000.000000000"
+    assert metadata[FLAG] == "1"

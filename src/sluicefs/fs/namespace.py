@@ -136,16 +136,18 @@ class Namespace:
         """`new`: EEXIST where another mount made the same directory since this one looked."""
         core = self.core
         key = core.stored.marker_key(node)
-        metadata, content_type = core.stored.metadata_of(node)
         if node.parent is not None and core.stored.differs(node):
             core.stored.announce(node.parent)
         put = self._put_where_nothing_is if new else core.store.put
-        etag = put(key, bytearray(), metadata=metadata, content_type=content_type)
-        with core.lock:
-            node.dir.marker, node.dir.asked = ObjectInfo(key, 0, etag, time.time(), metadata, content_type), time.monotonic()
-            node.metadata = metadata
-            if node.parent is not None:
-                self.directories.note_directory(node)
+        with core.stored.writing_marker(node):
+            metadata, content_type = core.stored.metadata_of(node)
+            etag = put(key, bytearray(), metadata=metadata, content_type=content_type)
+            with core.lock:
+                marker = ObjectInfo(key, 0, etag, time.time(), metadata, content_type)
+                node.dir.marker, node.dir.asked = marker, time.monotonic()
+                node.metadata = metadata
+                if node.parent is not None:
+                    self.directories.note_directory(node)
 
     def _put_where_nothing_is(self, key: str, body: bytearray, *, metadata: dict[str, str], content_type: str) -> str:
         store = self.core.store

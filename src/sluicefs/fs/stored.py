@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import stat
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -32,6 +33,7 @@ FLAG = "sluicefs-attributes"  # in the metadata of a marker: "1" where entries h
 # The root of a bucket has no marker of its own (its key would be empty): this hidden object stands in.
 ROOT_MARKER = RESERVED + "root"
 THREADS = 64
+MARKERS = 64  # markers that are written at once, at most
 # A listing does not tell whether a directory's marker has changed; its attributes are asked for again after so long (seconds).
 DIRECTORIES_TTL = 60.0
 # Last-Modified has whole seconds and an upload takes a while: times this near to it (nanoseconds) need no HEAD to be told.
@@ -54,6 +56,7 @@ class StoredAttributes:
         self.core = core
         self.limit = metadata_limit(core.config)
         self._pool: ThreadPoolExecutor | None = None
+        self._writing = [threading.Lock() for _ in range(MARKERS)]
 
     @property
     def pool(self) -> ThreadPoolExecutor:
@@ -66,6 +69,10 @@ class StoredAttributes:
         """The key whose metadata speaks for a directory."""
         prefix = self.core.key_of(node)
         return prefix or ROOT_MARKER
+
+    def writing_marker(self, node: Node) -> threading.Lock:
+        """To be held over the request that writes a directory's marker: it says all, and a late one undoes another."""
+        return self._writing[node.ino % MARKERS]
 
     def find_marker(self, listing: Listing) -> None:
         """The marker of a bucket's root is a hidden object."""
@@ -195,16 +202,19 @@ class StoredAttributes:
         core, state = self.core, node.dir
         if core.config.attrs == "listing" or state.stores_attributes:
             return
-        self.learn_again(node)
-        metadata = dict(node.metadata or {})
-        if not state.stores_attributes:
-            metadata[FLAG] = "1"
-            key = self.marker_key(node)
-            etag = core.store.put(key, bytearray(), metadata=metadata, content_type=attributes.DIRECTORY_TYPE)
-            state.stores_attributes = True
-            state.marker = ObjectInfo(key, 0, etag, time.time())
-            state.flag_of, state.asked = None, time.monotonic()
-        node.metadata, node.complete = metadata, True
+        with self.writing_marker(node):
+            if state.stores_attributes:  # many files are sent at once
+                return
+            self.learn_again(node)
+            metadata = dict(node.metadata or {})
+            if not state.stores_attributes:
+                metadata[FLAG] = "1"
+                key = self.marker_key(node)
+                etag = core.store.put(key, bytearray(), metadata=metadata, content_type=attributes.DIRECTORY_TYPE)
+                state.stores_attributes = True
+                state.marker = ObjectInfo(key, 0, etag, time.time())
+                state.flag_of, state.asked = None, time.monotonic()
+            node.metadata, node.complete = metadata, True
 
     def differs(self, node: Node) -> bool:
         """Would a listing alone show other attributes than the node has? Times count where they were set by hand."""
