@@ -90,14 +90,14 @@ class Verbs:
         def read(answer: Reply) -> ObjectInfo:
             nonlocal done, version
             size = _range_start(answer, offset + done)
-            if size < end:
-                message = f"GetObject {key!r}: bytes {offset} to {end} of an object of {size} bytes"
-                raise wire.named_error(message, 416, "InvalidRange", "the object ends before")
-            info = wire.object_info(key, answer.headers, size)
+            info = wire.object_info(key, answer.headers, size)  # first: an error's text is no short object
             if version is not None and info.etag != version:
                 raise ConditionFailedError(
                     f"GetObject {key!r}: another version is there", code="PreconditionFailed", status=412
                 )
+            if size < end:
+                message = f"GetObject {key!r}: bytes {offset} to {end} of an object of {size} bytes"
+                raise wire.named_error(message, 416, "InvalidRange", "the object ends before")
             version = info.etag or version
             start = done
             try:
