@@ -13,9 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from sluicefs.devserver import DevServer
 from sluicefs.store.s3 import S3Store
+
+# A slow machine, or the sanitizers, must not make a test fail.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 os.environ.setdefault("SLUICEFS_DEBUG_LOCKS", "1")  # before fs is imported; mounts' processes inherit it
 

@@ -65,6 +65,7 @@ class Case:
     took: dict[str, tuple[float, str]] = field(default_factory=dict)  # seconds, outcome
     works_again: bool = False
     longest: float = 0.0  # seconds, of one system call of the present measurement
+    evidence: list[str] = field(default_factory=list)  # of calls that took longer than they may
 
     @contextmanager
     def fault(self) -> Iterator[None]:
@@ -91,11 +92,15 @@ class Case:
                 outcome = errno.errorcode.get(error.errno or 0, str(error))
 
         thread = threading.Thread(target=run, daemon=True)
+        at = time.time()
         with self.fault():
             begin = time.monotonic()
             thread.start()
             thread.join(GIVE_UP * self.timeout)
             self.took[name] = (outcome and self.longest) or time.monotonic() - begin, outcome or "HANGS"
+        if self.took[name][0] > bound() * self.timeout:
+            logs = [file.read_text() for file in (self.path.parent / ".local").rglob("*.log")]
+            self.evidence += [f"{name}, begun at {at:.3f}", *(seen.line() for seen in self.proxy.events if seen.at > at), *logs]
         thread.join(2 * self.timeout)
 
     @contextmanager
@@ -200,7 +205,19 @@ def run(server: DevServer, home: Path, timeout: float, rules: list[str] | None, 
         fill(bucket)
         with FaultProxy(server.endpoint) as proxy:
             user = User(home, bucket, {"AWS_ENDPOINT_URL": proxy.url})
-            given = ["--timeout", f"{timeout:g}", "--attr-ttl", "0", "--part-size", "5M", "--memory", "64M", *options]
+            given = [
+                "--log-level",
+                "info",
+                "--timeout",
+                f"{timeout:g}",
+                "--attr-ttl",
+                "0",
+                "--part-size",
+                "5M",
+                "--memory",
+                "64M",
+                *options,
+            ]
             case = Case(Path(user.mount(*given)), proxy, timeout, rules)
             try:
                 getattr(case, calls)()
@@ -253,7 +270,7 @@ def judge(cases: dict[str, Case], timeout: float) -> int:
     wrong = [row for row in rows if row[0] > bound() * timeout or row[3] in ("HANGS", "ENOENT")]
     wrong += [(0.0, "every call", fault, "does not work again") for fault, case in cases.items() if not case.works_again]
     for seconds, call, fault, outcome in wrong:
-        print(f"WRONG: {call} under {fault}: {seconds:.1f} s, {outcome}")
+        print(f"WRONG: {call} under {fault}: {seconds:.1f} s, {outcome}", *cases[fault].evidence, sep="\n")
     return 1 if wrong else 0
 
 

@@ -1,8 +1,9 @@
-"""SIGKILL at random moments: what was acknowledged is there, nothing is torn, nothing is left behind."""
+"""SIGKILL and SIGTERM at random moments: what was acknowledged is there, nothing is torn, nothing is left behind."""
 
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,6 +49,21 @@ def crash_often(bucket: Bucket, folder: Path, mode: str, seeds: range) -> None:
 @pytest.mark.parametrize("mode", ["sync", "back"])
 def test_twelve_kills(crash_bucket: Bucket, tmp_path: Path, mode: str) -> None:
     crash_often(crash_bucket, tmp_path, mode, range(12))
+
+
+@pytest.mark.parametrize("mode", ["sync", "back"])
+def test_after_sigterm_all_that_was_acknowledged_is_in_the_bucket_already(
+    crash_bucket: Bucket, tmp_path: Path, mode: str
+) -> None:
+    crash = Crash(crash_bucket, tmp_path, mode)
+    try:
+        for seed in range(6):
+            crash.mount()
+            crash.kill_while_writing(500 + seed, signal.SIGTERM)
+            crash.check(partly=True)
+        assert crash.acknowledged
+    finally:
+        crash.end()
 
 
 @pytest.mark.soak

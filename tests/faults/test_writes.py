@@ -28,6 +28,11 @@ def kill(path: str) -> None:
     wait_until(lambda: not processes(path) and lifecycle.is_dead(path))
 
 
+def log(user: User) -> str:
+    """What the mounts' processes had to say."""
+    return "".join(file.read_text() for file in (user.home / ".local").rglob("*.log"))
+
+
 def stored(user: User, key: str) -> bytes:
     store = user.bucket.store()
     try:
@@ -204,6 +209,7 @@ def test_sigterm_in_the_middle_of_a_long_write_ends_in_time_and_keeps_what_was_w
     assert store.list_uploads("") == []
     store.close()
     assert "file" not in user.objects() and "file" in user.ok("recover")
+    assert f"1 files could not be sent to {user.bucket.name}, `sluicefs recover {user.bucket.name}` has them: file" in log(user)
     user.ok("recover", user.bucket.name, "--upload")
     assert stored(user, "file") == data
 
@@ -215,8 +221,11 @@ def test_back_unmount_in_an_outage_ends_in_time_and_keeps_all(user: User, proxy:
     started = time.monotonic()
     os.kill(processes(str(path))[0], signal.SIGTERM)
     wait_until(lambda: not processes(str(path)))
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 20, "within --stop-timeout and what was under way"
     proxy.clear()
+    assert f"1 files could not be sent to {user.bucket.name}, the next mount sends them: file" in log(user), (
+        "it says what is left"
+    )
     assert "sent by the next mount" in user.ok("recover")
     user.ok("mount", user.bucket.name, str(path))
     wait_until(lambda: "file" in user.objects())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sqlite3
 import tempfile
 from pathlib import Path
@@ -81,6 +82,56 @@ def test_a_mount_starts_over_a_journal_with_damaged_bytes(damage: list[tuple[int
         found = mount_again(root)
         assert found.items() <= GOOD.items(), "nothing damaged is sent"
         assert "two" in found or os.path.exists(os.path.join(folder, "data-two"))
+
+
+def left_by_a_kill(root: str) -> str:
+    """The same, with all of it in the write-ahead log still, behind records that were struck out again."""
+    with tempfile.TemporaryDirectory() as elsewhere:
+        folder = os.path.join(elsewhere, "live")
+        os.mkdir(folder)
+        journal = Journal(folder)
+        journal.describe(ABOUT)
+        spans = [(0, len(BODY))]
+        old = BODY[::-1]
+        for number, key in enumerate(GOOD):
+            journal.put(Record(f"old{number}", key, len(old), present=spans, sums=[checks.of_bytes(old)]), old)
+            journal.forget(f"old{number}")
+        sums = [checks.of_bytes(BODY)]
+        journal.put(Record("one", "dir/one", len(BODY), changed=spans, present=spans, sums=sums), BODY)
+        with open(os.path.join(folder, "data-two"), "w+b", buffering=0) as file:
+            file.write(BODY)
+            sums = [checks.of_file(file.fileno(), spans)]
+        journal.put(Record("two", "two", len(BODY), changed=spans, present=spans, sums=sums, file="data-two"))
+        killed = os.path.join(root, "mount-0123456789ab")
+        shutil.copytree(folder, killed)
+        os.chmod(killed, 0o700)
+        journal.close()
+    return killed
+
+
+@FEW
+@given(st.lists(st.tuples(st.integers(0, 200_000), st.binary(min_size=1, max_size=40)), max_size=3), st.booleans())
+@example([], False)
+@example([(0, b"\xff" * 32)], False)
+@example([(100_000, b"\xff")], True)
+def test_a_damaged_write_ahead_log_loses_nothing_in_silence_and_brings_nothing_back(
+    damage: list[tuple[int, bytes]], cut: bool
+) -> None:
+    with tempfile.TemporaryDirectory() as root:
+        folder = left_by_a_kill(root)
+        path = os.path.join(folder, "journal-wal")
+        with open(path, "r+b") as file:
+            size = os.path.getsize(path)
+            for at, data in damage:
+                file.seek(at % size)
+                file.write(data)
+            file.truncate(damage[0][0] % size if cut and damage else size)
+        found = mount_again(root)
+        assert found.items() <= GOOD.items(), "neither damaged nor outdated data is sent"
+        if found != GOOD:
+            assert damage and not found, "all of it or none"
+            with open(os.path.join(folder, "data-two"), "rb") as file:
+                assert file.read() == BODY
 
 
 @pytest.mark.parametrize("content", [b"", b"not a database at all" * 500, b"SQLite format 3\0"])

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 SMALL_BODY = 1 << 20  # bytes: smaller ones are composed without asking for room
 MAX_NAME = 255
 TIMES = ("atime", "ctime", "mtime")
+SLOW_DISK = 5.0  # seconds: what takes longer is told
 STREAM_AGAIN = 10.0  # seconds after the store refused to begin an upload
 COPY_LIMIT = 5 * parts.GiB
 ROUNDS = 5  # tries with a condition while others replace the same object all the time
@@ -282,8 +283,11 @@ class Committer:
         if draft.is_saved:
             self.ease(draft)
             return
+        began = time.monotonic()
         try:
             draft.save(self.record_of(node, draft, pending=self.core.config.write_mode == "back", error=str(error)))
+            if (took := time.monotonic() - began) > SLOW_DISK:
+                log.warning("%s was kept on local disk, which took %.0f s", node.name, took)
         except OSError as failed:
             log.error("%s is not in the bucket, and cannot be kept on disk either: %s", node.name, failed)
 

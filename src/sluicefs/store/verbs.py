@@ -144,6 +144,7 @@ class Verbs:
 
         def read(answer: Reply) -> ObjectInfo:
             nonlocal view, done, version
+            # The head first: an error's text is no short object.
             info = wire.object_info(key, answer.headers, _range_start(answer, offset + done))
             if version is not None and info.etag != version:
                 raise ConditionFailedError(
