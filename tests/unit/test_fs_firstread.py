@@ -15,6 +15,7 @@ import pytest
 from sluicefs.errors import StoreError
 from sluicefs.fs.firstread import AT_ONCE, SIZE, UNREAD
 from sluicefs.fs.nodes import ROOT_INO
+from sluicefs.fs.stored import FLAG
 from sluicefs.store.api import ListPage, ObjectInfo
 from sluicefs.store.memory import MemoryStore
 from tests.unit.test_fs_attributes import Make, failing, find, make, names
@@ -83,13 +84,34 @@ def test_the_bytes_do_not_wait_for_the_listing(store: Gated, make: Make) -> None
 
 
 def test_a_cold_small_file_is_a_listing_and_a_get(store: Gated, make: Make) -> None:
-    store.put("set/b.bin", os.urandom(65536), metadata={"mode": str(0o100640)})
+    store.put("set/b.bin", os.urandom(65536))
     bench = Bench(make(), store)
     bench.reset()
     assert len(bench.read("set/b.bin")) == 65536
     settled(bench.fs)
     assert bench.requests == {"ListObjectsV2": 2, "GetObject": 1}
-    assert bench.fs.node(bench.walk("set/b.bin")).mode == 0o100640, "and its metadata came with it"
+
+
+@pytest.mark.parametrize("attrs", ["auto", "listing", "full"])
+@pytest.mark.parametrize("flagged", [False, True])
+@pytest.mark.parametrize("metadata", [{"mode": str(0o100640)}, {"mtime": "1000000000.5"}, {"author": "somebody"}, None])
+def test_attributes_are_those_that_a_listing_shows(
+    store: Gated, make: Make, attrs: str, flagged: bool, metadata: dict[str, str] | None
+) -> None:
+    store.put("d/", b"", metadata={FLAG: "1"} if flagged else {})
+    store.put("d/file.bin", b"content", metadata=metadata)
+    fs, listed = make(attrs=attrs), make(attrs=attrs)
+    assert names(listed, "d") == ["file.bin"]
+    right = find(listed, "d/file.bin")
+    store.started.clear()
+    for _ in range(2):
+        found = find(fs, "d/file.bin")
+        assert (found.mode, found.mtime_ns) == (right.mode, right.mtime_ns)
+        settled(fs)
+    assert store.started == ["d/file.bin"]
+    bench = Bench(fs, store)
+    bench.reset()
+    assert bench.read("d/file.bin") == b"content" and not bench.requests, "whatever told of it, its bytes are here"
 
 
 def test_a_large_file_goes_on_behind_its_first_bytes(store: Gated, make: Make) -> None:
@@ -185,6 +207,21 @@ def test_files_that_are_only_looked_at_bring_few_bodies(store: Gated, make: Make
     for i in range(200, 220):  # whoever begins to read has them again
         assert len(bench.read(f"d/{i:05}.bin")) == 200
     assert len(store.started) >= UNREAD + 18
+
+
+def test_what_is_not_there_takes_no_turn_of_what_is(store: Gated, make: Make) -> None:
+    store.put("d/file.bin", b"content")
+    fs = make()
+    d = find(fs, "d")
+    for i in range(2 * UNREAD):
+        d.dir.distrust()
+        with failing(errno.ENOENT):
+            fs.lookup(d.ino, b"%d.bin" % i)
+        settled(fs)
+    d.dir.distrust()
+    d.dir.entries.clear()
+    assert fs.lookup(d.ino, b"file.bin").size == 7
+    assert store.started == [*(f"d/{i}.bin" for i in range(2 * UNREAD)), "d/file.bin"]
 
 
 def test_few_are_under_way_at_once(store: Gated, make: Make) -> None:

@@ -244,7 +244,9 @@ class Directories:
         """`load`, but when `first` has found a file the listing goes on by itself. False: the listing is not what tells."""
         loading = self.core.first_reads.submit(lambda: self.load(parent, wanted=name))
         loading.add_done_callback(lambda _: first.wake())
-        first.wait(loading.done)
+        info = first.wait(loading.done)
+        if info is not None and not self._as_listed(info):
+            return loading.result()  # whether its own attributes count is for the directory's marker to say
         if loading.done() and loading.exception() is not None:
             first.wait()
         elif loading.done() and loading.result():
@@ -261,6 +263,22 @@ class Directories:
         if found:
             first.drop()
         return found
+
+    def _as_listed(self, info: ObjectInfo) -> bool:
+        """Has a file the attributes that a listing of its directory will show, whatever the directory's marker says?"""
+        if self.core.config.attrs != "auto":
+            return True
+        defaults = self.core.defaults
+        shown, _ = attributes.decode(None, defaults, key_is_dir=False, size=info.size, modified=info.modified)
+        found, _ = attributes.decode(
+            info.metadata,
+            defaults,
+            key_is_dir=False,
+            size=info.size,
+            modified=info.modified,
+            content_type=info.content_type,
+        )
+        return found == shown
 
     def _from_entry(self, parent: Node, name: str) -> Node:
         assert parent.children is not None

@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from sluicefs.engine import Block
@@ -79,6 +80,8 @@ class FirstRead:
         if self._block is not None:
             version.blocks.confirmed = max(version.blocks.confirmed, self.started)
         self._version = version
+        if self._core.config.attrs == "listing":
+            info = replace(info, metadata=None, content_type=None)
         with self._changed:
             self.info = info
             self._changed.notify_all()
@@ -132,7 +135,7 @@ class FirstReads:
             self._left -= 1
             self._bodies += 1
         found = FirstRead(self.core, key)
-        self.submit(found.run).add_done_callback(self._ended_body)
+        self.submit(found.run).add_done_callback(lambda _: self._ended_body(found))
         return found
 
     def _likely(self, name: str, known: Entry | None) -> bool:
@@ -162,9 +165,11 @@ class FirstReads:
         if failed is not None and not isinstance(failed, OSError):
             log.error("a look-up failed in a way it should not", exc_info=failed)
 
-    def _ended_body(self, future: Future[None]) -> None:
+    def _ended_body(self, found: FirstRead) -> None:
         with self._lock:
             self._bodies -= 1
+            if found.info is None:  # there was no body
+                self._left = min(UNREAD, self._left + 1)
 
     def opened(self, key: str) -> None:
         """A file is read: was it looked up just now?"""
