@@ -16,7 +16,7 @@ from sluicefs.config import Config
 from sluicefs.errors import StoreError
 from sluicefs.fs import directory
 from sluicefs.fs.filesystem import FileSystem
-from sluicefs.fs.gaps import Gap, before
+from sluicefs.fs.gaps import Gap, Gaps, before
 from sluicefs.store.api import ListPage
 from sluicefs.store.memory import MemoryStore
 from tests.unit.test_fs_attributes import ME, Make, failing, find, make, names
@@ -150,6 +150,19 @@ def test_the_kernel_remembers_a_missing_name_no_longer_than_it_is_known(
         assert fs.missing_for(folder, name) <= 1.0 - age + 1e-6
 
 
+def test_a_name_that_was_found_is_not_missing_again(store: MemoryStore, make: Make) -> None:
+    for i in range(1500):
+        store.put(f"d/{i:05}", b"x")
+    fs = make()
+    folder = find(fs, "d").ino
+    with failing(errno.ENOENT):
+        fs.lookup(folder, b"x1")
+    store.put("d/x2", b"theirs")
+    node = fs.core.directories._probe(fs.node(folder), "x2")  # somebody asked while the page was under way
+    fs.core.table.forget(node, 0)
+    assert fs.lookup(folder, b"x2").size == 6
+
+
 def test_what_is_shown_around_a_missing_name_is_asked_for_by_itself(store: MemoryStore, make: Make) -> None:
     for i in range(1500):
         store.put(f"d/{i:05}", b"x")
@@ -278,3 +291,12 @@ def test_a_page_tells_of_names_whose_every_form_it_would_show() -> None:
     assert Gap("a", ["b!"], whole=True, at=1.0).misses("b")
     assert Gap("a", [], whole=True, at=1.0).misses("zzz")
     assert not Gap("a", [], whole=False, at=1.0).misses("b")
+
+
+def test_answers_that_came_out_of_order_are_trusted_no_longer_than_others() -> None:
+    gaps = Gaps()
+    gaps.add(Gap("m", [], whole=True, at=2.0))
+    gaps.add(Gap("a", ["c"], whole=False, at=1.0))  # asked earlier, answered later
+    assert gaps.told("b", since=0.5) == 1.0
+    assert gaps.told("b", since=1.5) == 0.0
+    assert gaps.told("n", since=1.5) == 2.0

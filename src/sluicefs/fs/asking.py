@@ -74,7 +74,7 @@ class Asking:
         if not self._around_too or not self._in_order:
             return None, None
         start, started = before(name), time.monotonic()
-        page = self._store.list(prefix, delimiter="/", start_after=prefix + start, limit=width)
+        page = self._store.list(prefix, delimiter="/", start_after=prefix + start or None, limit=width)
         listing = Listing(prefix)
         listing.add(page.objects, page.prefixes)
         self.see(page)

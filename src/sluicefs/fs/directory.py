@@ -342,6 +342,7 @@ class Directories:
                 core.table.detach(child)
             parent.dir.entries.pop(name, None)
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        parent.dir.gaps.there(name)
         entry = Entry(name, is_dir, info)
         if info is not None and info.key.endswith(FOLDER_SUFFIX):
             parent.dir.entries[name] = entry  # rmdir has to delete it

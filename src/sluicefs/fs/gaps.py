@@ -6,7 +6,6 @@ a tree (names of directories without their slash, as SeaweedFS lists them), may 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
 
 from sluicefs.fs.names import FOLDER_SUFFIX
@@ -41,7 +40,7 @@ class Gap:
 
     def __init__(self, start: str, shown: Iterable[str], *, whole: bool, at: float):
         self.start, self.at = start, at
-        self.shown = frozenset(shown)
+        self.shown = set(shown)
         # Everything up to the largest name is on the page, in either order: a directory's slash only moves it back.
         self.end = None if whole else max(self.shown, default=start)
 
@@ -65,23 +64,29 @@ class Gaps:
     __slots__ = ("_told", "likely", "width")
 
     def __init__(self) -> None:
-        self._told: deque[Gap] = deque(maxlen=KEPT)
+        self._told: list[Gap] = []  # the oldest first; a deque would take 700 bytes of every directory
         self.likely = False
         self.width = NARROW
 
     def add(self, gap: Gap) -> None:
         """A page was asked for."""
         self._told.append(gap)
+        del self._told[:-KEPT]
         self.width = max(NARROW, self.width // 2)
 
     def told(self, name: str, since: float) -> float:
         """When it was last told (monotonic seconds, from `since` on) that there is nothing of this name; 0: it was not."""
         while self._told and self._told[0].at < since:
-            self._told.popleft()
+            del self._told[0]
         for gap in reversed(self._told):
-            if gap.misses(name):
+            if gap.at >= since and gap.misses(name):
                 return gap.at
         return 0.0
+
+    def there(self, name: str) -> None:
+        """There is something of this name, whatever was told before."""
+        for gap in self._told:
+            gap.shown.add(name)
 
     def useful(self) -> None:
         """A gap saved a request."""
