@@ -25,9 +25,10 @@ Ceiling: the same bytes by bare requests from one Python process with the same t
 file system that answers from one buffer. Cold: a fresh mount, an empty cache folder, the machine's caches emptied before
 the round. 0 ms is loopback; at 30 ms HAProxy holds back every request for that long. Requests are counted at HAProxy, in a
 round of its own before the timed ones, which do not pass it; rows with a delay do in any case, so those count in their
-first round, and hash what it reads. The first byte of a name not known takes a lookup (a listing) and a GET; its ceiling is
-one GET of 128 KiB on an open connection. JuiceFS stores chunks and keeps names in SQLite on this machine, so it is a
-yardstick and no peer. "cannot", "fails", "wrong" stand for whoever did not get through; why is said at the end."""
+first round, and hash what it reads. The first byte of a name not known takes a lookup (a listing) and a GET, which sluicefs
+sends at the same time, so that after a stat it has it already; its ceiling is one GET of 128 KiB on an open connection.
+JuiceFS stores chunks and keeps names in SQLite on this machine, so it is a yardstick and no peer. "cannot", "fails",
+"wrong" stand for whoever did not get through; why is said at the end."""
 _Rows = list[list[str]]
 
 
