@@ -1,7 +1,8 @@
 """`python -m tests.faults.blocking`: the longest that each system call blocks on a real mount under each fault.
 
-One mount and one proxy per fault. Prints a table of seconds and errnos; ends with 1 if a call took longer than SEMANTICS.md
-states, or said that something is not there which only could not be reached.
+One mount, one proxy and one process per fault: a descriptor that a child of another measurement inherits is flushed when that
+closes it, and calls on one file wait for each other. Prints a table of seconds and errnos; ends with 1 if a call took longer
+than SEMANTICS.md states, or said that something is not there which only could not be reached.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 
 from sluicefs.devserver import DevServer
@@ -231,6 +233,22 @@ def run(server: DevServer, home: Path, timeout: float, rules: list[str] | None, 
     raise AssertionError
 
 
+@dataclass
+class Result:
+    """What is left of a Case."""
+
+    took: dict[str, tuple[float, str]]
+    works_again: bool
+    evidence: list[str]
+
+
+def run_alone(home: Path, timeout: float, rules: list[str] | None, options: list[str]) -> Result:
+    """`run` on a server of its own."""
+    with DevServer("ministack") as server:
+        case = run(server, home, timeout, rules, options)
+    return Result(case.took, case.works_again, case.evidence)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser("tests.faults.blocking")
     parser.add_argument("--timeout", type=float, default=5.0, help="--timeout of the mounts, in seconds [5]")
@@ -238,32 +256,34 @@ def main() -> int:
     parser.add_argument("--fault", action="append", choices=FAULTS, help="this one alone; repeatable")
     parser.add_argument("--at-once", type=int, default=4, help="mounts at the same time [4]")
     given = parser.parse_args()
-    cases: dict[str, Case] = {}
-    with tempfile.TemporaryDirectory(prefix="blocking-") as home, DevServer("ministack") as server:
-        with ThreadPoolExecutor(given.at_once) as pool:
-            jobs = {}
-            for fault in given.fault or FAULTS:
-                for scope, verbs in SCOPES.items():
-                    rules = [rule.replace("verb=*", f"verb={verb}") for rule in FAULTS[fault] for verb in verbs]
-                    if not rules and scope:
-                        continue  # there is no refusing of some requests only
-                    where = Path(home) / str(len(jobs))
-                    jobs[fault + scope] = pool.submit(
-                        run, server, where, given.timeout, rules or None, ["--write-mode", given.write_mode]
-                    )
-            for name, job in jobs.items():
-                cases[name] = job.result()
-                show(name, cases[name])
+    cases: dict[str, Result] = {}
+    context = get_context("spawn")
+    with (
+        tempfile.TemporaryDirectory(prefix="blocking-") as home,
+        ProcessPoolExecutor(given.at_once, mp_context=context) as pool,
+    ):
+        jobs = {}
+        for fault in given.fault or FAULTS:
+            for scope, verbs in SCOPES.items():
+                rules = [rule.replace("verb=*", f"verb={verb}") for rule in FAULTS[fault] for verb in verbs]
+                if not rules and scope:
+                    continue  # there is no refusing of some requests only
+                where = Path(home) / str(len(jobs))
+                options = ["--write-mode", given.write_mode]
+                jobs[fault + scope] = pool.submit(run_alone, where, given.timeout, rules or None, options)
+        for name, job in jobs.items():
+            cases[name] = job.result()
+            show(name, cases[name], given.timeout)
     return judge(cases, given.timeout)
 
 
-def show(name: str, case: Case) -> None:
+def show(name: str, case: Result, timeout: float) -> None:
     print(f"\n{name}")
     for call, (seconds, outcome) in case.took.items():
-        print(f"  {call:22} {seconds:6.1f} s  {seconds / case.timeout:4.1f} x  {outcome}", flush=True)
+        print(f"  {call:22} {seconds:6.1f} s  {seconds / timeout:4.1f} x  {outcome}", flush=True)
 
 
-def judge(cases: dict[str, Case], timeout: float) -> int:
+def judge(cases: dict[str, Result], timeout: float) -> int:
     rows = [(seconds, call, fault, outcome) for fault, case in cases.items() for call, (seconds, outcome) in case.took.items()]
     seconds, call, fault, _ = max(rows)
     print(f"\nThe longest: {call} under {fault}, {seconds:.1f} s = {seconds / timeout:.1f} x --timeout; the bound: {bound()} x")

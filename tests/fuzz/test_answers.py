@@ -174,7 +174,7 @@ def exchange(stream: bytes, use: Callable[[Answer], Any]) -> Any:
     here, there = socket.socketpair()
     pool = Pool("http://127.0.0.1:9", size=1, timeout=5.0)
     here.settimeout(5.0)
-    pool._connect = lambda: Connection(here, 5.0)  # type: ignore[method-assign]
+    pool._connect = lambda end: Connection(here, 5.0)  # type: ignore[method-assign]
     there.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
     there.sendall(stream)
     there.shutdown(socket.SHUT_WR)
