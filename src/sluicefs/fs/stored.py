@@ -203,11 +203,11 @@ class StoredAttributes:
         if core.config.attrs == "listing" or state.stores_attributes:
             return
         with self.writing_marker(node):
-            if state.stores_attributes:  # many files are sent at once
+            if node.dir.stores_attributes:  # many files are sent at once
                 return
             self.learn_again(node)
             metadata = dict(node.metadata or {})
-            if not state.stores_attributes:
+            if not self._is_flagged(node):  # it may be, as others write it too
                 metadata[FLAG] = "1"
                 key = self.marker_key(node)
                 etag = core.store.put(key, bytearray(), metadata=metadata, content_type=attributes.DIRECTORY_TYPE)
@@ -215,6 +215,10 @@ class StoredAttributes:
                 state.marker = ObjectInfo(key, 0, etag, time.time())
                 state.flag_of, state.asked = None, time.monotonic()
             node.metadata, node.complete = metadata, True
+
+    @staticmethod
+    def _is_flagged(node: Node) -> bool:
+        return node.dir.stores_attributes
 
     def differs(self, node: Node) -> bool:
         """Would a listing alone show other attributes than the node has? Times count where they were set by hand."""
