@@ -60,7 +60,7 @@ class FirstRead:
         except StoreError as caught:
             error = caught
             if not isinstance(caught, CancelledError) and caught.status != 416:
-                log.info("the first bytes of %s: %s", self.key, caught)
+                log.debug("the first bytes of %s: %s", self.key, caught)  # who waits asks once more, and says what is wrong
         except Exception as caught:
             error = caught
             raise
