@@ -12,19 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from sluicefs.devserver import DevServer
-from tests.conftest import new_bucket
 from tests.mount.helpers import User, wait_until
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="stores other users' files, so root has to run it")
-
-
-@pytest.fixture
-def user(tmp_path: Path, ministack: DevServer) -> Iterator[User]:
-    for bucket in new_bucket(ministack):
-        made = User(tmp_path, bucket)
-        yield made
-        made.clean_up()
 
 
 def plant(root: Path) -> None:

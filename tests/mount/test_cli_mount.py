@@ -10,25 +10,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from sluicefs import control
-from sluicefs.devserver import DevServer
-from tests.conftest import Bucket, new_bucket
+from tests.conftest import Bucket
 from tests.faults.proxy import FaultProxy
 from tests.faults.rules import Rule
 from tests.mount.helpers import User, processes, wait_until
-
-
-@pytest.fixture
-def user(tmp_path: Path, ministack: DevServer) -> Iterator[User]:
-    for bucket in new_bucket(ministack):
-        made = User(tmp_path, bucket)
-        yield made
-        made.clean_up()
 
 
 def read(bucket: Bucket, key: str) -> bytes:

@@ -6,26 +6,15 @@ import json
 import os
 import random
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sluicefs.config import MiB
-from sluicefs.devserver import DevServer
-from tests.conftest import new_bucket
 from tests.mount.helpers import User
 
 FILES = {f"set/{number:02}.bin": random.Random(number).randbytes(9 * MiB + number) for number in range(12)}
-
-
-@pytest.fixture
-def user(tmp_path: Path, ministack: DevServer) -> Iterator[User]:
-    for bucket in new_bucket(ministack):
-        made = User(tmp_path, bucket)
-        yield made
-        made.clean_up()
 
 
 @pytest.fixture

@@ -6,24 +6,12 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from sluicefs.devserver import DevServer
-from tests.conftest import new_bucket
 from tests.mount.helpers import User, processes, wait_until
 
 FILES = 300
-
-
-@pytest.fixture
-def user(tmp_path: Path, ministack: DevServer) -> Iterator[User]:
-    for bucket in new_bucket(ministack):
-        made = User(tmp_path, bucket)
-        yield made
-        made.clean_up()
 
 
 @pytest.mark.parametrize("copied", [1, 100, FILES], ids="after {} copies".format)

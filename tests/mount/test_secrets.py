@@ -5,13 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from sluicefs.devserver import DevServer
-from tests.conftest import new_bucket
 from tests.faults.proxy import FaultProxy
 from tests.mount.helpers import User, processes, wait_until
 
@@ -20,14 +17,6 @@ WATCHED = """#!/bin/sh
 { tr '\\0' '\\n' < /proc/$$/cmdline; env; } >> "$HOME/children"
 exec "$REAL_FUSERMOUNT" "$@"
 """
-
-
-@pytest.fixture
-def user(tmp_path: Path, ministack: DevServer) -> Iterator[User]:
-    for bucket in new_bucket(ministack):
-        made = User(tmp_path, bucket)
-        yield made
-        made.clean_up()
 
 
 def holding(folder: Path, secret: bytes, mountpoint: Path) -> list[Path]:

@@ -9,26 +9,16 @@ import sqlite3
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from sluicefs import control
-from sluicefs.devserver import DevServer
-from tests.conftest import new_bucket
 from tests.model.bucket import all_objects
 from tests.mount.helpers import User
 
 pytestmark = pytest.mark.skipif(not os.access("/dev/fuse", os.R_OK | os.W_OK), reason="needs FUSE")
-
-
-@pytest.fixture
-def user(tmp_path: Path, ministack: DevServer) -> Iterator[User]:
-    for bucket in new_bucket(ministack):
-        made = User(tmp_path, bucket)
-        yield made
-        made.clean_up()
 
 
 def run(*words: str | Path, cwd: Path | None = None) -> str:
