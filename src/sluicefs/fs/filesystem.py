@@ -311,7 +311,12 @@ class FileSystem:
         self.names.rmdir(self.node(parent_ino), _name_to_find(name))
 
     def rename(self, parent_ino: int, name: bytes, new_parent_ino: int, new_name: bytes) -> None:
-        self.names.rename(self.node(parent_ino), _name_to_find(name), self.node(new_parent_ino), decode_name(new_name))
+        new_parent, new = self.node(new_parent_ino), decode_name(new_name)
+        self.names.rename(self.node(parent_ino), _name_to_find(name), new_parent, new)
+        with self.core.lock:
+            node = (new_parent.children or {}).get(new)
+            if node is not None:  # the kernel may have forgotten it meanwhile
+                self.core.table.drop_if_unused(node)
 
     # -- the whole --------------------------------------------------------------------------------------------------------
 
