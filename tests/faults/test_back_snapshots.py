@@ -77,13 +77,17 @@ class Machine:
     def rename(self, name: bytes) -> None:
         new = self.dice.choice(NAMES)
         if name in self.expected and new != name:
+            node = self.fs.lookup(ROOT_INO, name)  # as the kernel does, which holds it meanwhile
             self.fs.rename(ROOT_INO, name, ROOT_INO, new)
+            self.fs.forget([(node.ino, 1)])
             self.expected[new] = self.expected.pop(name)
             self.told[-1] += f" {new.decode()}"
 
     def unlink(self, name: bytes) -> None:
         if name in self.expected:
+            node = self.fs.lookup(ROOT_INO, name)
             self.fs.unlink(ROOT_INO, name)
+            self.fs.forget([(node.ino, 1)])
             del self.expected[name]
 
     def truncate(self, name: bytes) -> None:
