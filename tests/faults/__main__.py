@@ -6,8 +6,8 @@ import argparse
 import signal
 import sys
 
-from tests.faults.proxy import Event, FaultProxy
-from tests.faults.rules import FAULTS, SHORT_NAMES, Rule, chaos
+from tests.faults.proxy import FaultProxy
+from tests.faults.rules import FAULTS, SHORT_NAMES, Event, Rule, chaos
 
 
 def main() -> int:

@@ -19,42 +19,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from urllib.parse import urlsplit
 
-from tests.faults.rules import ActiveRule, Request, Rule
+from tests.faults.rules import ActiveRule, Event, Request, Rule
 
 _CHUNK = 512 * 1024
 _MAX_HEAD = 256 * 1024
-CONDITIONS = ("range", "if-match", "if-none-match", "x-amz-copy-source", "x-amz-copy-source-if-match")
-
-
-@dataclass(slots=True)
-class Event:
-    """One request, recorded as it arrives and filled in as it goes on.
-
-    `fault` is "" where none applied, `status` 0 where no answer was sent; bytes are those of the bodies.
-    """
-
-    request: Request
-    at: float
-    fault: str = ""
-    status: int = 0
-    bytes_up: int = 0
-    bytes_down: int = 0
-    etag: str = ""
-
-    @property
-    def verb(self) -> str:
-        return self.request.verb
-
-    @property
-    def key(self) -> str:
-        return self.request.key
-
-    def line(self) -> str:
-        """For a log: when it came and went, what it was, its conditions, how it ended."""
-        headers = self.request.headers
-        conditions = "".join(f" {name}={headers[name]}" for name in CONDITIONS if name in headers)
-        what = f"{self.verb} {self.request.target}{conditions} {self.fault or '-'} {self.status}"
-        return f"{self.at:.3f} {time.time():.3f} {what} up {self.bytes_up} down {self.bytes_down} {self.etag}\n"
 
 
 @dataclass(slots=True)

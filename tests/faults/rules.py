@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -37,6 +38,9 @@ SHORT_NAMES = {  # status faults as they are written by hand
     "denied": ("status", 403, "AccessDenied"),
     "skew": ("status", 403, "RequestTimeTooSkewed"),
 }
+
+
+CONDITIONS = ("range", "if-match", "if-none-match", "x-amz-copy-source", "x-amz-copy-source-if-match")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +132,37 @@ class Request:
     @property
     def content_length(self) -> int:
         return int(self.headers.get("content-length") or 0)
+
+
+@dataclass(slots=True)
+class Event:
+    """One request, recorded as it arrives and filled in as it goes on.
+
+    `fault` is "" where none applied, `status` 0 where no answer was sent; bytes are those of the bodies.
+    """
+
+    request: Request
+    at: float
+    fault: str = ""
+    status: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    etag: str = ""
+
+    @property
+    def verb(self) -> str:
+        return self.request.verb
+
+    @property
+    def key(self) -> str:
+        return self.request.key
+
+    def line(self) -> str:
+        """For a log: when it came and went, what it was, its conditions, how it ended."""
+        headers = self.request.headers
+        conditions = "".join(f" {name}={headers[name]}" for name in CONDITIONS if name in headers)
+        what = f"{self.verb} {self.request.target}{conditions} {self.fault or '-'} {self.status}"
+        return f"{self.at:.3f} {time.time():.3f} {what} up {self.bytes_up} down {self.bytes_down} {self.etag}\n"
 
 
 def _operation(method: str, has_key: bool, query: Mapping[str, str], copies: bool) -> str:
