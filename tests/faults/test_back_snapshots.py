@@ -137,7 +137,7 @@ class Machine:
             other = open_fs(store, staging)
             other.take_over()
         failed = other.sync_all()
-        assert failed == [], self.told[-12:]
+        assert failed == [], f"{failed} after " + ", ".join(self.told[-12:])
         other.close()
         self.compare(store)
         assert [path for path in staging.rglob("*") if path.is_file()] == [], "nothing is owed when all is sent"

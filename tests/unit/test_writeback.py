@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from sluicefs.config import Config, MiB
 from sluicefs.errors import AccessDeniedError
 from sluicefs.fs import writeback
-from sluicefs.fs.filesystem import FileSystem
+from sluicefs.fs.filesystem import FileSystem, SetAttr
 from sluicefs.fs.namespace import Caller
 from sluicefs.fs.nodes import ROOT_INO, Node
 from sluicefs.staging import Journal, Record
@@ -197,3 +198,31 @@ def test_the_later_record_counts_though_the_clock_was_set_back(tmp_path: Path, m
     journal.put(renamed, keep_body=True)
     assert [(record.id, record.key) for record in journal.records()] == [("old", "file"), ("new", "file")]
     journal.close()
+
+
+@pytest.mark.parametrize("waited", [True, False])
+def test_what_is_sent_is_known_by_its_record_though_its_mode_was_set_before(tmp_path: Path, waited: bool) -> None:
+    """Else a crash before the record is struck out makes a conflict of what was sent."""
+    seen: list[tuple[str, str]] = []
+
+    class Looking(MemoryStore):
+        def put(self, key, body, **options):  # type: ignore[no-untyped-def]
+            if key == "x":
+                (record,) = node.draft.saved[0].records()  # type: ignore[union-attr, index]
+                saved = record.metadata
+                seen.extend((saved[name], options["metadata"][name]) for name in ("mode", "mtime", "ctime"))
+            return super().put(key, body, **options)
+
+    fs = open_fs(Looking(), tmp_path)
+    handle, node = fs.create(ROOT_INO, b"x", 0o644, os.O_WRONLY | os.O_CREAT, ME)
+    fs.write(handle, 0, b"data")
+    fs.flush(handle)
+    setting = threading.Thread(target=fs.setattr, args=(node.ino, SetAttr(mode=0o600)))
+    with node.file.lock if waited else nullcontext():  # as whoever is about to send it
+        setting.start()
+        setting.join()
+        fs.files.upload(node)
+    assert len(seen) == 3 and all(record == sent for record, sent in seen), seen
+    fs.release(handle)
+    assert not fs.sync_all()
+    fs.close()

@@ -13,7 +13,8 @@ import math
 import socket
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sluicefs.errors import CancelledError, ConditionFailedError, NotFoundError, StoreError, UnreachableError
@@ -154,6 +155,8 @@ class Committer:
         if node.parent is not None and self.core.stored.differs(node):
             self.core.stored.announce(node.parent)
         metadata, content_type = self.metadata_of(node)
+        if draft.saved is not None:
+            self._announce(node, draft, metadata)
         if not draft.replaces:
             draft.covers = node.etag or ""
         stream = self.multipart.streams.get(draft)
@@ -166,6 +169,16 @@ class Committer:
                 raise
             etag, metadata = self._send(draft, key, metadata, content_type, _condition(draft), patience)
         self._committed(node, draft, key, etag, metadata)
+
+    def _announce(self, node: Node, draft: Draft, metadata: dict[str, str]) -> None:
+        """The record says, durably, with which attributes a draft goes: by them a crash's leftover is known to have been sent."""
+        assert draft.saved is not None
+        journal, old = draft.saved
+        if _same_version(old.metadata, metadata):
+            journal.settle()
+        else:  # they were set while this waited for the file
+            record = self.record_of(node, draft, pending=old.pending, error=old.error)
+            draft.save_head(replace(record, metadata={**record.metadata, **metadata}))
 
     def _landed(self, draft: Draft, key: str) -> bool:
         """Is what is in the way an earlier try of this very draft, which was given up? The draft is based on that then."""
@@ -321,7 +334,7 @@ class Committer:
             return False
         draft.covers = info.etag
         ours, theirs = draft.saved[1].metadata, info.metadata or {}
-        if info.size != draft.size or any(ours.get(name) != theirs.get(name) for name in ("mtime", "ctime", "mode")):
+        if info.size != draft.size or not _same_version(ours, theirs):
             draft.restored = False
             return False
         self._committed(node, draft, key, info.etag, dict(theirs))
@@ -398,6 +411,11 @@ class Committer:
 
     def close(self) -> None:
         self.multipart.close()
+
+
+def _same_version(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Are these the attributes of one state of a file?"""
+    return all(one.get(name) == other.get(name) for name in ("mtime", "ctime", "mode"))
 
 
 class Conditions:
