@@ -171,7 +171,7 @@ class Committer:
         self._committed(node, draft, key, etag, metadata)
 
     def _announce(self, node: Node, draft: Draft, metadata: dict[str, str]) -> None:
-        """The record says, durably, with which attributes a draft goes: by them what a crash left is known to have been sent."""
+        """The record says, durably, with which attributes a draft goes: they tell that what a crash left was sent."""
         assert draft.saved is not None
         journal, old = draft.saved
         if _same_version(old.metadata, metadata):
