@@ -208,7 +208,9 @@ def test_what_is_sent_is_known_by_its_record_though_its_mode_was_set_before(tmp_
     class Looking(MemoryStore):
         def put(self, key, body, **options):  # type: ignore[no-untyped-def]
             if key == "x":
-                (record,) = node.draft.saved[0].records()  # type: ignore[union-attr, index]
+                on_disk = Journal(os.path.dirname(node.draft.saved[0].path), read_only=True)  # type: ignore[union-attr, index]
+                (record,) = on_disk.records()
+                on_disk.close()
                 saved = record.metadata
                 seen.extend((saved[name], options["metadata"][name]) for name in ("mode", "mtime", "ctime"))
             return super().put(key, body, **options)

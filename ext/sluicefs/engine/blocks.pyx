@@ -377,8 +377,8 @@ cdef class BlockCache:
             self.evictions += 1
             if victim.owner is not None:
                 victim.owner.forget(victim)
-        if self.used + spare_bytes > self.budget + spare_beyond:  # most likely the new block takes a spare one's place
-            trim_spares(<Py_ssize_t> max(<int64_t> spare_beyond, self.budget + spare_beyond - self.used))
+        # Not counting the new block: most likely it takes a spare one's place.
+        trim_spares(<Py_ssize_t> max(<int64_t> spare_beyond, self.budget + spare_beyond - self.used))
         return True
 
     cdef void touch(self, Block block, Py_ssize_t count):

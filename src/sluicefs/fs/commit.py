@@ -175,7 +175,7 @@ class Committer:
         assert draft.saved is not None
         journal, old = draft.saved
         if _same_version(old.metadata, metadata):
-            journal.settle()
+            journal.flush()
         else:  # they were set while this waited for the file
             record = self.record_of(node, draft, pending=old.pending, error=old.error)
             draft.save_head(replace(record, metadata={**record.metadata, **metadata}))

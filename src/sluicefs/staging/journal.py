@@ -277,13 +277,6 @@ class Journal:
     def empty(self) -> bool:
         return not self._query("SELECT 1 FROM files UNION ALL SELECT 1 FROM uploads LIMIT 1")
 
-    def settle(self) -> None:
-        """What was put without waiting is durable."""
-        with self._lock:  # whoever commits at the moment is through
-            waiting = bool(self._waiting)
-        if waiting:
-            self._commit()
-
     def flush(self) -> None:
         """Write down what was left for later."""
         self._commit()
