@@ -24,6 +24,7 @@ from sluicefs.config import Config
 from sluicefs.errors import MountError, UnmountError
 from sluicefs.fs.filesystem import FileSystem
 from sluicefs.fuse.operations import Operations
+from sluicefs.fuse.stopping import StopSignals
 from sluicefs.store.api import Store
 
 log = logging.getLogger(__name__)
@@ -105,27 +106,29 @@ def serve(config: Config, store: Store, *, ready: Callable[[], None]) -> None:
         raise MountError(
             f"The folder for unsent data cannot be made: {error}. Set XDG_STATE_HOME to a writable place."
         ) from error
-    fs = FileSystem(config, store, staging)
-    if not config.read_only:
-        fs.take_over()
+    with StopSignals() as stop_signals:
+        fs = FileSystem(config, store, staging)
+        if not config.read_only:
+            fs.take_over()
 
-    server = control.Server(control.socket_path(config.mountpoint), _handlers(config, store, fs))
-    try:
-        llfuse.init(_Operations(fs, config.mountpoint, ready), config.mountpoint, fuse_options(config))
-    except RuntimeError as error:
-        fs.close()
-        raise MountError(
-            f"FUSE refused to mount {config.mountpoint}: {error}. `sluicefs doctor {config.bucket}` checks what is missing."
-        ) from error
-    try:
-        server.start()
-        reason = llfuse.main()
-        log.info("%s", "unmounted" if reason is None else f"stopping on signal {signal.Signals(reason).name}")
-    finally:
-        failed = _send_pending(fs, config.stop_timeout)
-        llfuse.close(unmount=True)
-        server.close()
-        fs.close()
+        server = control.Server(control.socket_path(config.mountpoint), _handlers(config, store, fs))
+        try:
+            llfuse.init(_Operations(fs, config.mountpoint, ready), config.mountpoint, fuse_options(config))
+        except RuntimeError as error:
+            fs.close()
+            raise MountError(
+                f"FUSE refused to mount {config.mountpoint}: {error}. `sluicefs doctor {config.bucket}` checks what is missing."
+            ) from error
+        try:
+            server.start()
+            reason = llfuse.main()
+            log.info("%s", "unmounted" if reason is None else f"stopping on signal {signal.Signals(reason).name}")
+        finally:
+            stop_signals.end()  # a second one ends the process at once: what was acknowledged is in the bucket or the journal
+            failed = _send_pending(fs, config.stop_timeout)
+            llfuse.close(unmount=True)
+            server.close()
+            fs.close()
     if failed:
         after = "the next mount sends them" if config.write_mode == "back" else f"`sluicefs recover {config.bucket}` has them"
         raise UnmountError(f"{len(failed)} files could not be sent to {config.bucket}, {after}: {', '.join(failed[:5])}")

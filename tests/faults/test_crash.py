@@ -51,7 +51,6 @@ def test_twelve_kills(crash_bucket: Bucket, tmp_path: Path, mode: str) -> None:
     crash_often(crash_bucket, tmp_path, mode, range(12))
 
 
-@pytest.mark.soak
 @pytest.mark.parametrize("mode", ["sync", "back"])
 def test_after_sigterm_all_that_was_acknowledged_is_in_the_bucket_already(
     crash_bucket: Bucket, tmp_path: Path, mode: str
