@@ -132,7 +132,7 @@ class Committer:
         CancelledError when somebody wants to write. `deadline` (monotonic seconds): a long upload ends there, with ETIMEDOUT.
         """
         draft = node.draft
-        if draft is None or node.unlinked or node.parent is None:
+        if draft is None or node.unlinked:
             return  # nothing to keep: its name is gone, its bytes live as long as it is open
         try:
             key = self.core.key_of(node)

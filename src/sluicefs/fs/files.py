@@ -237,11 +237,19 @@ class Files:
 
     def draft(self, node: Node) -> Draft:
         """The draft of a node, begun now if there is none. The file's lock is held."""
-        state = node.file
-        if state.draft is None:
+        if (draft := node.draft) is None:
             base = self.core.directories.version_of(node) if node.etag is not None else None
-            state.draft = self._new_draft(base, node.size if base else 0)
-        return state.draft
+            draft = self._begin(node, base)
+        return draft
+
+    def _begin(self, node: Node, base: Version | None) -> Draft:
+        """A draft of a file that has none. OSError ESTALE where another object has its name: nobody would ever send it."""
+        draft = self._new_draft(base, node.size if base else 0)
+        with self.core.lock:  # no file with a draft is taken out of the tree
+            if node.parent is None and not node.unlinked:
+                raise OSError(errno.ESTALE, f"{node.name} was replaced or deleted by someone else")
+            node.file.draft = draft
+        return draft
 
     def _new_draft(self, base: Version | None, size: int) -> Draft:
         return Draft(
@@ -284,9 +292,7 @@ class Files:
         if self.core.config.read_only:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         with self.wanted(state):
-            if size == 0 and state.draft is None:
-                state.draft = self._new_draft(None, 0)
-            draft = self.draft(node)
+            draft = self._begin(node, None) if size == 0 and state.draft is None else self.draft(node)
             self.core.committer.before_truncate(draft, size)
             draft.truncate(size)
             node.size = size

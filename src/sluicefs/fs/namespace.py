@@ -312,7 +312,7 @@ class Namespace:
         core = self.core
         with core.lock:
             prefix = core.table.prefix_of(node)
-            if any(child.busy for child in (node.children or {}).values()):
+            if any(below.busy for below in core.table.below(node)):
                 raise error(errno.ENOTEMPTY)
         page = core.store.list(prefix, limit=2)
         if any(info.key != prefix for info in page.objects) or page.prefixes:

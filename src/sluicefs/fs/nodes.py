@@ -386,6 +386,10 @@ class NodeTable:
             node.parent = None
             node = parent
 
+    def in_use(self, node: Node) -> bool:
+        """Is it, or anything below it, open or with unsent data?"""
+        return node.busy or any(below.busy for below in self.below(node))
+
     def below(self, node: Node) -> Iterator[Node]:
         """Every known node under a directory."""
         for child in list((node.children or {}).values()):

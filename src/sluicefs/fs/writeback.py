@@ -70,7 +70,7 @@ class WriteBack:
     def store(self, node: Node) -> None:
         """close(2), fsync(2): when this returns, the data survives a crash of this machine. The file's lock is held."""
         core, draft = self.core, node.draft
-        if draft is None or node.unlinked or node.parent is None:
+        if draft is None or node.unlinked:
             return
         if not draft.is_saved:
             if self.staged + draft.unsent > self.limit or (len(self._bytes) >= FILES and node not in self._bytes):
