@@ -119,3 +119,21 @@ def test_a_file_that_others_made_a_directory_of_stays_while_it_is_open(store: Me
         fs.flush(handle)
     fs.release(handle)
     assert sorted(content(store).values()) == [b"mine base", b"y"]
+
+
+def test_a_rename_is_one_also_for_who_asks_for_the_old_name_just_then(store: MemoryStore, make: Make) -> None:
+    fs = make(attr_ttl=0.0)
+    store.put("x", b"content")
+    node = find(fs, "x")
+    delete = store.delete
+
+    def asked_for_after(key: str) -> None:
+        delete(key)
+        with failing(errno.ESTALE):
+            fs.getattr(node.ino)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "delete", asked_for_after)
+        fs.rename(ROOT_INO, b"x", ROOT_INO, b"y")
+    assert find(fs, "y") is node is fs.node(node.ino)
+    assert names(fs) == ["y"] and content(store) == {"y": b"content"}

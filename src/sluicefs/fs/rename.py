@@ -180,11 +180,13 @@ class Renames:
             with core.lock:
                 old_key = core.table.key_of(node)
                 new_key = core.table.prefix_of(new_parent) + new_name
+                parent = node.parent
+                assert parent is not None
             core.stored.learn(node)
             if target is not None:
                 locks.enter_context(self.names.kept_for_open_handles(target))
             if node.etag is None:  # never sent: it goes to its new name when it is
-                self._move(node, target, new_parent, new_name)
+                self._move(node, parent, target, new_parent, new_name)
                 covers = core.committer.covered_by(target) if target is not None else ""
                 replaces = target is not None and (target.etag is not None or core.committer.covers(target))
                 self.files.renamed_unsent(node, old_key, replaces, covers)
@@ -214,7 +216,7 @@ class Renames:
                 with core.lock:
                     self.files.reads_from(node, old_key, before[3])
                 raise
-            self._move(node, target, new_parent, new_name)
+            self._move(node, parent, target, new_parent, new_name)
             with core.lock:
                 node.metadata, node.complete = metadata, True
                 node.file.attributes_due = 0.0
@@ -257,12 +259,10 @@ class Renames:
             except StoreError:
                 self._leftovers.append(info)
 
-    def _move(self, node: Node, target: Node | None, new_parent: Node, new_name: str) -> None:
-        """The new name counts."""
+    def _move(self, node: Node, old_parent: Node, target: Node | None, new_parent: Node, new_name: str) -> None:
+        """The new name counts. Who asked for the old one meanwhile may have found that it is gone."""
         core = self.core
         with core.lock:
-            old_parent = node.parent
-            assert old_parent is not None
             if target is not None:
                 self.names.gone(target)
             core.directories.note(old_parent, node.name, None)
@@ -331,7 +331,8 @@ class Renames:
                 old_keys = [*copied, *self.names.marker_keys(node)]
                 with core.lock:
                     node.dir.marker, node.dir.foreign_marker, node.metadata = marker, None, metadata
-                self._move(node, target, new_parent, new_name)
+                assert node.parent is not None
+                self._move(node, node.parent, target, new_parent, new_name)
                 moved = True  # from here on the copies are what counts
                 self._follow(node, old_prefix, copied, aged)
                 for below in self._files_below(node):
