@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
 from contextlib import nullcontext
@@ -228,3 +229,80 @@ def test_what_is_sent_is_known_by_its_record_though_its_mode_was_set_before(tmp_
     fs.release(handle)
     assert not fs.sync_all()
     fs.close()
+
+
+def changed_but_unsent(store: MemoryStore, folder: Path, at: int = 4) -> FileSystem:
+    """`x`, four bytes, is in the bucket; what was written to it since is in the journal."""
+    folder.mkdir()
+    store.put("x", b"base")
+    fs = open_fs(store, folder)
+    fs.files.writeback.close()
+    handle = fs.open(fs.lookup(ROOT_INO, b"x").ino, os.O_RDWR)
+    fs.write(handle, at, b"more")
+    fs.flush(handle)
+    fs.release(handle)
+    return fs
+
+
+def content_of(store: MemoryStore) -> dict[str, bytes]:
+    return {info.key: bytes(store.get(info.key)[1]) for info in store.list("").objects}
+
+
+def taken_over(store: MemoryStore, folder: Path, rename: bool = False) -> dict[str, bytes]:
+    """What the next mount makes of it."""
+    fs = open_fs(store, folder)
+    fs.files.writeback.close()
+    fs.take_over()
+    if rename:
+        fs.rename(ROOT_INO, b"x", ROOT_INO, b"y")
+    assert not fs.sync_all()
+    fs.close()
+    return content_of(store)
+
+
+@pytest.mark.parametrize(("at", "whole"), [(4, b"basemore"), (0, b"more")])
+@pytest.mark.parametrize("over", [None, b"another"])
+def test_a_crash_while_a_file_is_renamed_does_not_part_a_change_from_its_base(
+    tmp_path: Path, over: bytes | None, at: int, whole: bytes
+) -> None:
+    store = MemoryStore()
+    if over is not None:
+        store.put("y", over)
+    fs = changed_but_unsent(store, tmp_path / "staging", at)
+    delete, found = store.delete, []
+
+    def crashing(key: str) -> None:
+        for step in ("before", "after"):
+            shutil.copytree(tmp_path / "staging", tmp_path / step)
+            other = MemoryStore()
+            for there, data in content_of(store).items():
+                other.put(there, data)
+            found.append(taken_over(other, tmp_path / step))
+            delete(key)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "delete", crashing)
+        fs.rename(ROOT_INO, b"x", ROOT_INO, b"y")
+    assert found == [{"x": b"base", "y": whole}, {"y": whole}]
+    fs.close()
+
+
+def test_a_rename_that_fails_after_the_copy_leaves_the_record_as_it_was(tmp_path: Path) -> None:
+    store = MemoryStore()
+    fs = changed_but_unsent(store, tmp_path / "staging")
+
+    def refused(key: str) -> None:
+        raise AccessDeniedError("not now")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "delete", refused)
+        with pytest.raises(AccessDeniedError):
+            fs.rename(ROOT_INO, b"x", ROOT_INO, b"y")
+    fs.close()
+    assert taken_over(store, tmp_path / "staging") == {"x": b"basemore"}
+
+
+def test_what_a_crash_left_can_be_renamed_before_it_is_sent(tmp_path: Path) -> None:
+    store = MemoryStore()
+    changed_but_unsent(store, tmp_path / "staging").close()
+    assert taken_over(store, tmp_path / "staging", rename=True) == {"y": b"basemore"}

@@ -272,13 +272,13 @@ class Committer:
 
     # -- what must survive ------------------------------------------------------------------------------------------------
 
-    def record_of(self, node: Node, draft: Draft, *, pending: bool, error: str = "") -> Record:
-        """What the journal has to say of a draft, but for its bytes. Asks nobody."""
+    def record_of(self, node: Node, draft: Draft, *, pending: bool, error: str = "", key: str = "") -> Record:
+        """What the journal has to say of a draft, but for its bytes. Asks nobody. `key`: where it is soon."""
         metadata = {**(node.metadata or {}), **attributes.encode(node)}  # type: ignore[arg-type]
         base = draft.base if draft.base is not None and draft.base_limit else None
         return Record(
             id=draft.saved[1].id if draft.saved is not None else uuid.uuid4().hex,
-            key=self.core.key_of(node),
+            key=key or self.core.key_of(node),
             size=draft.size,
             base=Base(base.key, base.etag, base.size) if base is not None else None,
             etag=node.etag,
@@ -309,12 +309,15 @@ class Committer:
         if self.core.dirty.used > self.core.dirty.limit // 2:
             draft.shelve()
 
-    def moved(self, node: Node, *, wait: bool = True) -> None:
-        """A file has another name, base or attributes now: what is kept of it says so. OSError. `wait`: until the disk does."""
+    def moved(self, node: Node, *, wait: bool = True, key: str = "") -> None:
+        """A file has another name, base or attributes now: what is kept of it says so. OSError. `wait`: until the disk does.
+
+        `key`: the name that it is about to get.
+        """
         draft = node.draft
         if draft is not None and draft.saved is not None and node.parent is not None:
             old = draft.saved[1]
-            draft.save_head(self.record_of(node, draft, pending=old.pending, error=old.error), wait=wait)
+            draft.save_head(self.record_of(node, draft, pending=old.pending, error=old.error, key=key), wait=wait)
 
     def covered_by(self, node: Node) -> str | None:
         """The ETag of the object under a file's key, "" for none, None where that is not known."""

@@ -211,17 +211,29 @@ class Renames:
             with core.lock:
                 self.files.reads_from(node, new_key, etag, moving=True)  # before the old name goes: it may be read meanwhile
             try:
+                self._record(node, new_key, replaces=target is not None)
                 self._delete_old(old_key, before[3], None if target is not None else new_key)
             except BaseException:
                 with core.lock:
                     self.files.reads_from(node, old_key, before[3])
+                core.committer.moved(node)
                 raise
             self._move(node, parent, target, new_parent, new_name)
             with core.lock:
                 node.metadata, node.complete = metadata, True
                 node.file.attributes_due = 0.0
                 self.files.rebase(node, new_key, etag)
-            core.committer.moved(node)
+            core.committer.moved(node, wait=False)
+
+    def _record(self, node: Node, new_key: str, *, replaces: bool) -> None:
+        """The copy is made: what is kept of unsent changes says where their base is now, or a crash would part the two."""
+        node.ctime_ns = max(time.time_ns(), node.ctime_ns + 1)  # else the copy would be taken for the change
+        try:
+            self.core.committer.moved(node, key=new_key)
+        except OSError:
+            if not replaces:
+                self._undo([new_key])
+            raise
 
     def _delete_old(self, old_key: str, etag: str, new_key: str | None) -> None:
         """The copy is made: take the old name away. If that fails, take the copy back, unless it replaced something.

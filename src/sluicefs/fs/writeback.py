@@ -273,5 +273,6 @@ class WriteBack:
             node = core.table.add(parent, name, 0o100000)
             core.directories.take_attributes(node, info)
             node.size, node.etag, node.complete = record.size, record.etag, record.complete
+        node.file.version = draft.base  # a rename tells it where its bytes are then
         node.file.draft = draft
         return node
