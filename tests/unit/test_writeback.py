@@ -276,7 +276,7 @@ def test_a_crash_while_a_file_is_renamed_does_not_part_a_change_from_its_base(
             shutil.copytree(tmp_path / "staging", tmp_path / step)
             other = MemoryStore()
             for there, data in content_of(store).items():
-                other.put(there, data)
+                other.put(there, data, metadata=store.head(there).metadata)
             found.append(taken_over(other, tmp_path / step))
             delete(key)
 
@@ -306,3 +306,23 @@ def test_what_a_crash_left_can_be_renamed_before_it_is_sent(tmp_path: Path) -> N
     store = MemoryStore()
     changed_but_unsent(store, tmp_path / "staging").close()
     assert taken_over(store, tmp_path / "staging", rename=True) == {"y": b"basemore"}
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_of_two_mounts_that_left_the_same_file_both_are_sent(tmp_path: Path, first: int) -> None:
+    """Whichever folder is looked at first."""
+    store = MemoryStore()
+    left = [open_fs(store, tmp_path) for _ in range(2)]
+    left.sort(key=lambda fs: fs.core.staging.journal.folder, reverse=bool(first))
+    for number, fs in enumerate(left):
+        fs.files.writeback.close()
+        handle, _ = fs.create(ROOT_INO, b"x", 0o644, os.O_RDWR | os.O_CREAT, ME)
+        fs.write(handle, 0, content(number))
+        fs.flush(handle)
+        fs.release(handle)
+    for fs in left:
+        fs.close()
+    found = taken_over(store, tmp_path)
+    assert found.pop("x") == content(1)
+    ((name, data),) = found.items()
+    assert name.startswith("x.conflict-") and data == content(0)

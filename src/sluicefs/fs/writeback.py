@@ -218,12 +218,13 @@ class WriteBack:
             records = [record for record in left.journal.records() if record.pending or everything]
             self.damaged |= dict.fromkeys(left.journal.damaged, f"its record in {left.path} is damaged")
             for record in records:
-                other, latest = found.get(record.key), (left.journal, record)
+                key = record.key
+                other, latest = found.get(key), (left.journal, record)
                 if other is not None:
                     if other[1].at > record.at:
                         other, latest = latest, other
                     self._outdated(*other, by=latest[0], found=found)
-                found[record.key] = latest
+                found[key] = latest
             if not records:
                 core.staging.give_back(left)
         self.damaged |= core.staging.damaged
