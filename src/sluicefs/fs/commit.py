@@ -14,6 +14,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 SMALL_BODY = 1 << 20  # bytes: smaller ones are composed without asking for room
 MAX_NAME = 255
 TIMES = ("atime", "ctime", "mtime")
+DISPOSALS = 4  # threads
 SLOW_DISK = 5.0  # seconds: what takes longer is told
 STREAM_AGAIN = 10.0  # seconds after the store refused to begin an upload
 COPY_LIMIT = 5 * parts.GiB
@@ -47,6 +49,8 @@ class Committer:
         self.core = core
         self.multipart = Multipart(core, threads, memory)
         self.conditions = Conditions(core)
+        # Not the uploads' threads: who waits for a file's lock there may wait for one that waits for its uploads.
+        self._disposals = ThreadPoolExecutor(DISPOSALS, thread_name_prefix="dispose")
         self.attributes_changed: Callable[[Node], None] = lambda node: None  # `Files` sends them
         self.reads_of: Callable[[Version], ReadBase]  # how a draft reads its base: `Files` knows
         self.draft_of: Callable[[Node], Draft]  # a node's draft, begun if there is none: `Files` makes them
@@ -366,7 +370,7 @@ class Committer:
 
     def dispose(self, node: Node) -> None:
         """A node lost its name: what is unsent of it goes, soon, or with its last handle. No lock is needed."""
-        self.multipart.pool.submit(self._dispose, node)
+        self._disposals.submit(self._dispose, node)
 
     def _dispose(self, node: Node) -> None:
         try:
@@ -413,6 +417,7 @@ class Committer:
             log.warning("%s: %d bytes that were not changed are zeros: the version they were in is gone", key, sum(lost))
 
     def close(self) -> None:
+        self._disposals.shutdown()
         self.multipart.close()
 
 
