@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from sluicefs.config import MiB
 from sluicefs.errors import ConditionFailedError, StoreError
 from sluicefs.fs import directory, namespace, walk
 from sluicefs.fs.filesystem import SetAttr
@@ -327,3 +328,38 @@ def test_times_of_a_directory_stay_that_are_set_while_its_marker_is_written(stor
     metadata = store.head("d/").metadata or {}
     assert metadata["mtime"] == "1000000000.000000000"
     assert metadata[FLAG] == "1"
+
+
+def test_what_open_files_keep_of_deleted_objects_is_within_memory(store: Held, make: Make) -> None:
+    """It goes to local disk, as what is written does."""
+    fs = make(memory=32 * MiB, part_size=5 * MiB)
+    data = {f"f{i}": os.urandom(12 * MiB) for i in range(6)}
+    for name, body in data.items():
+        store.put(name, body)
+    handles = {name: fs.open(find(fs, name).ino, os.O_RDONLY) for name in data}
+    for name in data:
+        fs.unlink(ROOT_INO, name.encode())
+        assert fs.core.dirty.used <= fs.core.dirty.limit
+    for name, handle in handles.items():
+        assert b"".join(bytes(fs.read(handle, at, MiB)) for at in range(0, 12 * MiB, MiB)) == data[name]
+        fs.release(handle)
+    assert not store.content()
+
+
+def test_what_an_open_file_keeps_is_copied_aside_where_the_local_disk_is_full(
+    store: Held, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fs = make(memory=32 * MiB, part_size=5 * MiB)
+    data = os.urandom(20 * MiB)
+    store.put("x", data)
+    handle = fs.open(find(fs, "x").ino, os.O_RDONLY)
+
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(fs.core.staging, "new_file", full)
+    fs.unlink(ROOT_INO, b"x")
+    assert list(store.content().values()) == [data]
+    assert b"".join(bytes(fs.read(handle, at, MiB)) for at in range(0, 20 * MiB, MiB)) == data
+    fs.release(handle)
+    assert not store.content()

@@ -25,6 +25,7 @@ from sluicefs.store.api import ObjectInfo
 
 if TYPE_CHECKING:
     from sluicefs.fs.core import Core
+    from sluicefs.fs.draft import Draft
     from sluicefs.fs.files import Files
 
 log = logging.getLogger(__name__)
@@ -255,17 +256,29 @@ class Namespace:
         draft = self.files.draft(node)
         if draft.base is None or draft.base_limit == 0:
             return
-        if draft.base_limit <= KEEP_OPEN:
-            for start, end in draft.changed.gaps(0, draft.base_limit):
-                while start < end:
-                    length = min(draft.part_size, end - start)
-                    draft.write(start, bytes(draft.read(start, length) or b""))
-                    start += length
-        else:
+        if draft.base_limit > KEEP_OPEN or not self._bring_here(draft):
             aside = f"{core.config.prefix}{ORPHANS}{uuid.uuid4().hex}"
             draft.base.etag = copy_object(core.store, draft.base.key, aside, draft.base.size, draft.base.etag)
             draft.base.key = aside
             state.aside = aside
+
+    def _bring_here(self, draft: Draft) -> bool:
+        """Read in what a draft still shows of its base. False: neither memory nor local disk has the room."""
+        make_room = self.core.committer.make_room
+        try:
+            for start, end in draft.changed.gaps(0, draft.base_limit):
+                while start < end:
+                    length = min(draft.part_size, end - start)
+                    piece = bytes(draft.read(start, length) or b"")
+                    make_room(draft, length)
+                    draft.write(start, piece)
+                    start += length
+            make_room(draft, 0)  # nobody writes to it any more who would see to that
+        except OSError as failed:
+            if failed.errno != errno.ENOSPC:
+                raise
+            return False
+        return True
 
     def gone(self, node: Node) -> None:
         """A node lost its name."""
