@@ -23,6 +23,7 @@ from sluicefs import control
 from sluicefs.config import Config
 from sluicefs.errors import MountError, UnmountError
 from sluicefs.fs.filesystem import FileSystem
+from sluicefs.fs.nodes import Node
 from sluicefs.fuse.operations import Operations
 from sluicefs.fuse.stopping import StopSignals
 from sluicefs.store.api import Store
@@ -143,11 +144,15 @@ def _send_pending(fs: FileSystem, seconds: float) -> list[str]:
         for node, error in failed:
             log.error("%s is not in the bucket: %s", node.name, error)
         if not failed or time.monotonic() + pause > end:
-            return [node.name for node, _ in failed]
+            return [_left(node) for node, _ in failed]
         if all(error.errno in (errno.EACCES, errno.ESTALE, errno.EFBIG) for _, error in failed):
-            return [node.name for node, _ in failed]  # trying again does not help
+            return [_left(node) for node, _ in failed]  # trying again does not help
         time.sleep(pause)
         pause = min(pause * 2, 10)
+
+
+def _left(node: Node) -> str:
+    return node.name if node.draft is not None else f"{node.name} (only its attributes, which are lost)"
 
 
 def _raise_read_ahead(mountpoint: str) -> None:

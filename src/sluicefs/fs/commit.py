@@ -51,7 +51,7 @@ class Committer:
         self.conditions = Conditions(core)
         # Not the uploads' threads: who waits for a file's lock there may wait for one that waits for its uploads.
         self._disposals = ThreadPoolExecutor(DISPOSALS, thread_name_prefix="dispose")
-        self.attributes_changed: Callable[[Node], None] = lambda node: None  # `Files` sends them
+        self.attributes_changed: Callable[[Node], None] = lambda node: None  # `AttributeSender` sends them
         self.reads_of: Callable[[Version], ReadBase]  # how a draft reads its base: `Files` knows
         self.draft_of: Callable[[Node], Draft]  # a node's draft, begun if there is none: `Files` makes them
 
@@ -240,9 +240,7 @@ class Committer:
             node.etag = etag
             node.size = size
             late = self._attributes_are_late(node, metadata)
-            known = node.metadata or {}
-            node.metadata = {**metadata, "xattr": known["xattr"]} if "xattr" in known else metadata
-            node.complete = True
+            core.stored.sent(node, metadata)
             node.checked = time.monotonic()
             state = node.file
             state.version = core.version(key, etag, size)

@@ -161,7 +161,7 @@ class FileSystem:
                 self.names.store_directory_attributes(node)
             else:
                 self.core.stored.metadata_of(node)
-                self.files.attributes_changed(node)
+                self.files.attributes.changed(node)
         except OSError:
             with self.core.lock:
                 node.mode, node.uid, node.gid, node.atime_ns, node.mtime_ns, node.ctime_ns, node.own = before

@@ -146,7 +146,7 @@ class Namespace:
             with core.lock:
                 marker = ObjectInfo(key, 0, etag, time.time(), metadata, content_type)
                 node.dir.marker, node.dir.asked = marker, time.monotonic()
-                node.metadata = metadata
+                core.stored.sent(node, metadata)
                 if node.parent is not None:
                     self.directories.note_directory(node)
 

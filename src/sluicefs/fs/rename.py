@@ -193,6 +193,7 @@ class Renames:
                 self.names.unsave(target)
                 return
             before = node.ctime_ns, node.own, node.name, node.etag
+            locks.enter_context(self._attributes_go_along(node))
             node.ctime_ns = time.time_ns()
             # The copy's Last-Modified is now, so a listing would show a new time for what was written long ago.
             node.own = node.own or abs(node.ctime_ns - node.mtime_ns) > NEAR
@@ -220,10 +221,21 @@ class Renames:
                 raise
             self._move(node, parent, target, new_parent, new_name)
             with core.lock:
-                node.metadata, node.complete = metadata, True
-                node.file.attributes_due = 0.0
+                core.stored.sent(node, metadata)
                 self.files.rebase(node, new_key, etag)
             core.committer.moved(node, wait=False)
+
+    @contextmanager
+    def _attributes_go_along(self, node: Node) -> Iterator[None]:
+        """What was set before is in the copy; what is set meanwhile is sent by itself. The file's lock is held."""
+        with self.core.lock:
+            due, node.file.attributes_due = node.file.attributes_due, 0.0
+        try:
+            yield
+        except BaseException:
+            with self.core.lock:
+                node.file.attributes_due = node.file.attributes_due or due
+            raise
 
     def _record(self, node: Node, new_key: str, *, replaces: bool) -> None:
         """The copy is made: what is kept of unsent changes says where their base is now, or a crash would part the two."""
