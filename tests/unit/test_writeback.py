@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -326,3 +329,42 @@ def test_of_two_mounts_that_left_the_same_file_both_are_sent(tmp_path: Path, fir
     assert found.pop("x") == content(1)
     ((name, data),) = found.items()
     assert name.startswith("x.conflict-") and data == content(0)
+
+
+class FullDisk:
+    """A database that deletes nothing."""
+
+    def __init__(self, base: sqlite3.Connection):
+        self.base = base
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.base, name)
+
+    def execute(self, statement: str, values: Sequence[Any] = ()) -> Any:
+        if statement.startswith("DELETE"):
+            raise sqlite3.OperationalError("database or disk is full")
+        return self.base.execute(statement, values)
+
+
+def test_a_record_that_could_not_be_struck_out_does_not_undo_what_came_after_it(tmp_path: Path) -> None:
+    store, staging = MemoryStore(), tmp_path / "staging"
+    staging.mkdir()
+    fs = open_fs(store, staging)
+    fs.files.writeback.close()
+    handle, _ = fs.create(ROOT_INO, b"x", 0o644, os.O_RDWR | os.O_CREAT, ME)
+    fs.write(handle, 0, b"old")
+    fs.flush(handle)
+    journal = fs.core.staging.journal
+    base = journal._base
+    journal._base = FullDisk(base)  # type: ignore[assignment]
+    assert not fs.sync_all()
+    assert content_of(store) == {"x": b"old"}
+    journal._base = base
+    fs.write(handle, 0, b"new")
+    fs.flush(handle)
+    assert not fs.sync_all()
+    shutil.copytree(staging, tmp_path / "crashed")
+    assert taken_over(store, tmp_path / "crashed") == {"x": b"new"}
+    fs.release(handle)
+    fs.close()
+    assert not list(staging.iterdir())

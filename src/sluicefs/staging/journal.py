@@ -139,7 +139,8 @@ class Journal:
         self.path = os.path.join(folder, "journal")
         self._lock = threading.Lock()  # of the database
         self._waiting: list[_Ticket] = []
-        self._queue = threading.Lock()  # of `_waiting`
+        self._owed: list[Statement] = []  # what was to be forgotten and is not yet
+        self._queue = threading.Lock()  # of `_waiting` and `_owed`
         self.damaged: list[str] = []  # keys of rows that `records` passed over: they stay, and so does what they may name
         mode = "ro" if read_only else "rwc"
         try:
@@ -195,8 +196,17 @@ class Journal:
             )
 
     def forget(self, identity: str) -> None:
-        """The bucket has it, or nobody wants it. Durable: else a later change of the same name could be undone by it."""
-        self._commit(("DELETE FROM files WHERE id=?", (identity,)))
+        """The bucket has it, or nobody wants it. Durable: else a later change of the same name could be undone by it.
+
+        OSError: the disk refuses, and it goes with the next change that the disk takes.
+        """
+        statement: Statement = ("DELETE FROM files WHERE id=?", (identity,))
+        try:
+            self._commit(statement)
+        except OSError:
+            with self._queue:
+                self._owed.append(statement)
+            raise
 
     def records(self) -> list[Record]:
         """All records, oldest first, without their bodies. Damaged rows are passed over, logged and named in `damaged`."""
@@ -304,7 +314,11 @@ class Journal:
             if not ticket.done:
                 with self._queue:
                     batch, self._waiting = self._waiting, []
-                self._run(batch)
+                    owed, self._owed = _Ticket(self._owed), []
+                self._run([owed, *batch] if owed.statements else batch)
+                if owed.error is not None:
+                    with self._queue:
+                        self._owed = owed.statements + self._owed
         if ticket.error is not None:
             raise ticket.error
         return ticket.row
