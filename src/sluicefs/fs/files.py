@@ -333,7 +333,7 @@ class Files:
     def upload(self, node: Node, deadline: float = math.inf) -> None:
         """Data and attributes are in the bucket, whatever the mode, or an error says why not. `deadline`: monotonic seconds."""
         state = node.file
-        with state.lock:
+        with self.wanted(state):  # else the deadline would begin when an upload in the background ends
             self.core.committer.commit(node, deadline=deadline)
             if state.attributes_due:
                 self.attributes.send(node)

@@ -189,7 +189,7 @@ class Multipart:
         A refusal aborts the upload; where the store could not be reached, the parts it has wait for the next try. So they do
         for the CancelledError of `patience`.
         """
-        self._wait(draft, stream)
+        self._wait(draft, stream, patience)
         count = stream.plan.count(draft.size)
         try:
             self._send_rest(draft, stream, [index for index in range(count) if index not in stream.done], patience)
@@ -207,8 +207,10 @@ class Multipart:
         del self.streams[draft]
         return etag
 
-    def _wait(self, draft: Draft, stream: Stream) -> None:
+    def _wait(self, draft: Draft, stream: Stream, patience: Patience | None = None) -> None:
         for index in list(stream.pending):
+            if patience is not None:
+                patience.check()
             if index in stream.pending:
                 self.reap(draft, stream, wait_for=index)
 
