@@ -348,6 +348,8 @@ class Draft:
         self.saved_version = version
         if body is not None:
             self._file.leave()
+        else:
+            self._file.settled(record.present)
         self._saved_as(journal, record)
 
     def save_head(self, record: Record, *, wait: bool = True) -> None:
