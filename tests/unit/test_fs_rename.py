@@ -332,6 +332,20 @@ def test_errors_of_rename(store: Awkward, make: Make, tmp_path: Path) -> None:
     assert store.content() == before
 
 
+def test_a_large_file_that_was_cut_to_nothing_is_renamed_before_that_is_sent(store: Awkward, make: Make) -> None:
+    """CopyObject takes no object of its size."""
+    fs = make()
+    handle, node = fs.create(ROOT_INO, b"x", 0o644, os.O_RDWR, ME)
+    fs.setattr(node.ino, SetAttr(size=rename.COPY_LIMIT + 1))
+    fs.flush(handle)
+    fs.setattr(node.ino, SetAttr(size=0))
+    fs.write(handle, 0, b"new")
+    fs.rename(ROOT_INO, b"x", ROOT_INO, b"y")
+    fs.flush(handle)
+    fs.release(handle)
+    assert store.content() == {"y": b"new"}
+
+
 def test_files_that_are_sent_as_they_are_renamed_do_not_wait_for_those_they_replace(store: Awkward, make: Make) -> None:
     """More of them at once than there are threads for uploads; each in parts, over one that is open."""
     fs = make(part_size=5 * MiB)

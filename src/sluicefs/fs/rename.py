@@ -201,7 +201,10 @@ class Renames:
                 if core.stored.differs(node):
                     core.stored.announce(new_parent)
                 metadata, content_type = core.stored.metadata_of(node, name=new_name)
-                etag = copy_object(core.store, old_key, new_key, node.size_in_bucket, node.etag, metadata, content_type)
+                size = node.size_in_bucket
+                if node.draft is not None and node.draft.base is None:  # its size when it was cut to nothing is not known here
+                    size = core.store.head(old_key).size
+                etag = copy_object(core.store, old_key, new_key, size, node.etag, metadata, content_type)
             except (ConditionFailedError, NotFoundError):
                 core.directories.replaced(node)
                 raise error(errno.ESTALE, f"{old_key} was replaced or deleted by someone else") from None
