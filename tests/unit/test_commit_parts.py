@@ -474,3 +474,22 @@ def test_a_deadline_holds_though_parts_are_on_their_way(
     assert not bench.fs.sync_all()
     assert bench.stored() == b"x" * (30 * PART)
     bench.fs.close()
+
+
+def test_a_write_that_was_taken_in_does_not_fail_for_an_upload_that_cannot_begin(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who appends would do it again."""
+
+    def full(key: str) -> int:
+        raise OSError(errno.ENOSPC, f"no room to write down that {key} is begun")
+
+    handle = bench.create()
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.fs.core.staging.journal, "upload_begins", full)
+        bench.write(handle, 0, b"x" * 3 * PART)
+        with pytest.raises(OSError) as failed:
+            bench.fs.flush(handle)
+        assert failed.value.errno == errno.ENOSPC
+    bench.end(handle)
+    assert bench.stored() == b"x" * 3 * PART

@@ -87,7 +87,7 @@ class Committer:
             return
         try:
             self._send_full_parts(node, draft)
-        except StoreError as error:
+        except OSError as error:  # the journal's too: the write was taken in, and must not be said to have failed
             draft.stream_again = time.monotonic() + STREAM_AGAIN
             log.warning("%s cannot be sent while it is written: %s", node.name, error)
 
