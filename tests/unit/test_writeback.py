@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sqlite3
@@ -368,3 +369,36 @@ def test_a_record_that_could_not_be_struck_out_does_not_undo_what_came_after_it(
     fs.release(handle)
     fs.close()
     assert not list(staging.iterdir())
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["", "a full disk"])
+def test_a_long_append_that_was_completed_just_before_a_crash_is_no_conflict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool
+) -> None:
+    """It was begun while the file was written, so the object does not have the times that the record has."""
+    store, staging = MemoryStore(), tmp_path / "staging"
+    fs = changed_but_unsent(store, staging)
+    handle = fs.open(fs.lookup(ROOT_INO, b"x").ino, os.O_RDWR)
+    for offset in range(MiB, 20 * MiB, MiB):
+        fs.write(handle, offset, b"x" * MiB)
+    fs.flush(handle)
+    complete, journal = store.complete_upload, fs.core.staging.journal
+
+    def crashing(*args: Any, **options: Any) -> str:
+        etag = complete(*args, **options)
+        shutil.copytree(staging, tmp_path / "crashed")
+        return etag
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(store, "complete_upload", crashing)
+    with monkeypatch.context() as patch:
+        if full:
+            patch.setattr(journal, "put", refused)
+        assert not fs.sync_all()
+    if not full:
+        assert taken_over(store, tmp_path / "crashed").keys() == {"x"}
+    fs.release(handle)
+    fs.close()
+    assert store.head("x").size == 20 * MiB

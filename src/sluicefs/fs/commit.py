@@ -338,8 +338,8 @@ class Committer:
             draft.covers = ""
             return False
         draft.covers = info.etag
-        ours, theirs = draft.saved[1].metadata, info.metadata or {}
-        if info.size != draft.size or not _same_version(ours, theirs):
+        ours, theirs, landing = draft.saved[1].metadata, info.metadata or {}, draft.saved[1].landing
+        if info.etag != landing and (info.size != draft.size or not _same_version(ours, theirs)):
             draft.restored = False
             return False
         self._committed(node, draft, key, info.etag, dict(theirs))

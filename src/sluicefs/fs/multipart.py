@@ -19,6 +19,7 @@ from sluicefs.fs import parts
 from sluicefs.fs.draft import Draft
 from sluicefs.fs.parts import Plan
 from sluicefs.fs.room import Room
+from sluicefs.store.api import joined_etag
 
 if TYPE_CHECKING:
     from sluicefs.fs.core import Core
@@ -196,6 +197,7 @@ class Multipart:
             if condition is not None:  # the second look: not every store heeds the condition below
                 self._look_at_base(draft)
             sent = [(index + 1, stream.done[index]) for index in range(count)]
+            draft.lands(joined_etag(sent) or "")  # a crash right after it must not send it again
             etag = self.core.store.complete_upload(stream.key, stream.upload_id, sent, if_match=condition)
         except (CancelledError, UnreachableError):
             raise

@@ -59,7 +59,8 @@ class Record:
     The bytes of `present` are in the data file `file` at their own offsets, or one after the other in the body. What is in
     `changed` and not `present` is zeros. `etag`: the object under `key` when this was stored (None: there was none of this
     file). `complete`: `metadata` is all there is. `replaces`: another object is under `key`, which this one takes the place
-    of. `pending`: to be sent without anybody asking; else the application was told of the failure, `error`, and `sluicefs
+    of. `landing`: the ETag that the object has if the upload that was just being completed was, "" where there was none.
+    `pending`: to be sent without anybody asking; else the application was told of the failure, `error`, and `sluicefs
     recover` decides. `at`: seconds since the epoch. `sums`: see `checks`, of the body or of the data file; [] where not known.
     """
 
@@ -74,6 +75,7 @@ class Record:
     sums: list[str] = field(default_factory=list)
     etag: str | None = None
     replaces: bool = False
+    landing: str = ""
     metadata: dict[str, str] = field(default_factory=dict)
     content_type: str | None = None
     complete: bool = True
@@ -93,6 +95,7 @@ class Record:
             "sums": self.sums,
             "etag": self.etag,
             "replaces": self.replaces,
+            "landing": self.landing,
             "metadata": self.metadata,
             "content_type": self.content_type,
             "complete": self.complete,
@@ -401,7 +404,7 @@ def _record(identity: Any, key: Any, at: Any, pending: Any, size: Any, head: Any
     record = Record(
         id=identity, key=key, at=at, pending=bool(pending), size=size, file=file, base=Base(**base) if base else None, **fields
     )
-    texts: list[Any] = [identity, key, record.error, *record.metadata, *record.metadata.values(), *record.sums]
+    texts: list[Any] = [identity, key, record.error, record.landing, *record.metadata, *record.metadata.values(), *record.sums]
     texts += [text for text in (record.etag, record.content_type, file) if text is not None]
     texts += [record.base.key, record.base.etag] if record.base is not None else []
     for text in texts:
