@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 READ_AHEAD_KIB = 1024
 MAX_BACKGROUND = 64
+EXAMPLES = 20  # failures that are told by name: an answer over the control socket has its bounds
 
 
 def staging_folder(config: Config) -> str:
@@ -195,7 +196,8 @@ def _handlers(config: Config, store: Store, fs: FileSystem) -> dict[str, Callabl
 
     def flush(_: dict[str, Any]) -> dict[str, Any]:
         failed = fs.sync_all()
-        return {"pending": fs.pending(), "failed": {node.name: str(error) for node, error in failed}}
+        examples = {node.name: str(error) for node, error in failed[:EXAMPLES]}
+        return {"pending": fs.pending(), "failed": examples, "failed_count": len(failed)}
 
     def stop(_: dict[str, Any]) -> dict[str, Any]:
         threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()  # after this answer is out
