@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+from typing import Any
 
 import pytest
 
+from sluicefs.errors import UnreachableError
+from sluicefs.fs import namespace
 from sluicefs.fs.filesystem import FileSystem, SetAttr
 from sluicefs.fs.nodes import ROOT_INO
 from sluicefs.store.memory import MemoryStore
@@ -137,3 +140,71 @@ def test_a_rename_is_one_also_for_who_asks_for_the_old_name_just_then(store: Mem
         fs.rename(ROOT_INO, b"x", ROOT_INO, b"y")
     assert find(fs, "y") is node is fs.node(node.ino)
     assert names(fs) == ["y"] and content(store) == {"y": b"content"}
+
+
+@pytest.mark.parametrize("size", [9, namespace.KEEP_OPEN + 1], ids=["small", "large"])
+@pytest.mark.parametrize("how", ["unlink", "rename"])
+@pytest.mark.parametrize("by", ["replaced", "deleted"])
+def test_a_name_goes_though_others_replaced_the_object_that_is_open(
+    store: MemoryStore, make: Make, how: str, by: str, size: int
+) -> None:
+    fs = make(attr_ttl=3600.0)
+    store.put("x", bytes(size))
+    store.put("other", b"other")
+    handle = fs.open(find(fs, "x").ino, os.O_RDONLY)
+    store.delete("x")
+    if by == "replaced":
+        store.put("x", b"theirs")
+    if how == "unlink":
+        fs.unlink(ROOT_INO, b"x")
+    else:
+        fs.rename(ROOT_INO, b"other", ROOT_INO, b"x")
+    with failing(errno.ESTALE):
+        fs.read(handle, 0, 100)
+    assert not fs.sync_all()
+    assert content(store) == ({"other": b"other"} if how == "unlink" else {"x": b"other"})
+    fs.release(handle)
+
+
+@pytest.mark.parametrize("fails", ["get_into", "delete"])
+def test_a_file_that_was_only_read_and_could_not_be_deleted_has_nothing_to_send(
+    store: MemoryStore, make: Make, fails: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fs = make(attr_ttl=3600.0)
+    store.put("x", b"x")
+    handle = fs.open(find(fs, "x").ino, os.O_RDONLY)
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise UnreachableError("an outage")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, fails, unreachable)
+        with failing(errno.EIO):
+            fs.unlink(ROOT_INO, b"x")
+    assert fs.pending() == 0
+    fs.release(handle)
+
+
+def test_what_landed_though_its_answer_was_lost_can_be_renamed(
+    store: MemoryStore, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put("x", b"base")
+    fs = make(write_mode="back")
+    fs.files.writeback.close()
+    handle = fs.open(find(fs, "x").ino, os.O_WRONLY | os.O_TRUNC)
+    fs.write(handle, 0, b"mine")
+    fs.flush(handle)
+    put = store.put
+
+    def lost(*args: Any, **options: Any) -> None:
+        error = UnreachableError("no answer")
+        error.landed = put(*args, **options)
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fs.core.store, "put", lost)
+        assert fs.sync_all()
+    fs.rename(ROOT_INO, b"x", ROOT_INO, b"y")
+    fs.release(handle)
+    assert not fs.sync_all()
+    assert content(store) == {"y": b"mine"}

@@ -236,16 +236,21 @@ class Namespace:
     @contextmanager
     def kept_for_open_handles(self, node: Node) -> Iterator[None]:
         """While the object goes: what open handles may still read is brought here, or copied aside when it is large."""
-        self._keep_for_open_handles(node)
-        draft, aside = node.draft, node.file.aside
+        state, before = node.file, node.draft
         try:
+            self._keep_for_open_handles(node)
             yield
         except BaseException:
-            if aside is not None and draft is not None and draft.base is not None and not node.unlinked:  # it did not go
-                draft.base.key, draft.base.etag = self.core.key_of(node), node.etag or ""
-                node.file.aside = None
-                with suppress(StoreError):
-                    self.core.store.delete(aside)
+            if not node.unlinked:  # it did not go
+                draft, aside = state.draft, state.aside
+                if aside is not None and draft is not None and draft.base is not None:
+                    draft.base.key, draft.base.etag = self.core.key_of(node), node.etag or ""
+                    state.aside = None
+                    with suppress(StoreError):
+                        self.core.store.delete(aside)
+                if before is None and draft is not None:  # nobody has written to it
+                    state.draft = None
+                    draft.close()
             raise
 
     def _keep_for_open_handles(self, node: Node) -> None:
@@ -256,11 +261,15 @@ class Namespace:
         draft = self.files.draft(node)
         if draft.base is None or draft.base_limit == 0:
             return
-        if draft.base_limit > KEEP_OPEN or not self._bring_here(draft):
-            aside = f"{core.config.prefix}{ORPHANS}{uuid.uuid4().hex}"
-            draft.base.etag = copy_object(core.store, draft.base.key, aside, draft.base.size, draft.base.etag)
-            draft.base.key = aside
-            state.aside = aside
+        try:
+            if draft.base_limit > KEEP_OPEN or not self._bring_here(draft):
+                aside = f"{core.config.prefix}{ORPHANS}{uuid.uuid4().hex}"
+                draft.base.etag = copy_object(core.store, draft.base.key, aside, draft.base.size, draft.base.etag)
+                draft.base.key = state.aside = aside
+        except OSError as failed:
+            if failed.errno not in (errno.ESTALE, errno.ENOENT):
+                raise
+            # Others replaced or deleted that version before: who has it open could not read it any more anyway.
 
     def _bring_here(self, draft: Draft) -> bool:
         """Read in what a draft still shows of its base. False: neither memory nor local disk has the room."""
