@@ -336,6 +336,8 @@ class Directories:
                 raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
             return child
         if info is None and not is_dir:
+            if parent.dir.listed_at > started and name in parent.dir.entries:
+                return self._from_entry(parent, name)  # asked for before it was made, and listed since
             if child is not None:
                 if core.table.in_use(child):
                     return child
