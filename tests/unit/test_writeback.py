@@ -402,3 +402,28 @@ def test_a_long_append_that_was_completed_just_before_a_crash_is_no_conflict(
     fs.release(handle)
     fs.close()
     assert store.head("x").size == 20 * MiB
+
+
+@pytest.mark.parametrize("later", [True, False])
+def test_a_whole_file_that_a_crash_left_does_not_win_over_a_later_one(tmp_path: Path, later: bool) -> None:
+    store, staging = MemoryStore(clock=lambda: now), tmp_path / "staging"
+    staging.mkdir()
+    now = time.time() - 86400
+    store.put("x", b"before")
+    fs = open_fs(store, staging)
+    fs.files.writeback.close()
+    handle = fs.open(fs.lookup(ROOT_INO, b"x").ino, os.O_WRONLY | os.O_TRUNC)
+    fs.write(handle, 0, b"ours")
+    fs.flush(handle)
+    fs.release(handle)
+    fs.close()
+    now += 2 * 86400 if later else 3600
+    store.put("x", b"theirs")
+    again = open_fs(store, staging)
+    again.files.writeback.close()
+    again.take_over()
+    assert bool(again.sync_all()) == later
+    again.close()
+    found = content_of(store)
+    assert found.pop("x") == (b"theirs" if later else b"ours")
+    assert list(found.values()) == ([b"ours"] if later else [])

@@ -35,6 +35,7 @@ SMALL_BODY = 1 << 20  # bytes: smaller ones are composed without asking for room
 MAX_NAME = 255
 TIMES = ("atime", "ctime", "mtime")
 DISPOSALS = 4  # threads
+CLOCKS = 60.0  # seconds that this machine's clock and the store's may differ
 SLOW_DISK = 5.0  # seconds: what takes longer is told
 STREAM_AGAIN = 10.0  # seconds after the store refused to begin an upload
 COPY_LIMIT = 5 * parts.GiB
@@ -330,7 +331,10 @@ class Committer:
         return node.draft is not None and node.draft.replaces
 
     def _bucket_has_it(self, node: Node, draft: Draft, key: str) -> bool:
-        """Was a restored draft sent before the crash, and only its record not struck out?"""
+        """Was a restored draft sent before the crash, and only its record not struck out?
+
+        ConditionFailedError: others wrote the file later than this was written, so it does not win.
+        """
         assert draft.saved is not None
         try:
             info = self.core.store.head(key)
@@ -340,6 +344,8 @@ class Committer:
         draft.covers = info.etag
         ours, theirs, landing = draft.saved[1].metadata, info.metadata or {}, draft.saved[1].landing
         if info.etag != landing and (info.size != draft.size or not _same_version(ours, theirs)):
+            if info.etag != node.etag and info.modified > draft.saved[1].at + CLOCKS:
+                raise ConditionFailedError(f"{key} was replaced by someone else after the crash")
             draft.restored = False
             return False
         self._committed(node, draft, key, info.etag, dict(theirs))
