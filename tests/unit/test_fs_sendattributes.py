@@ -149,3 +149,13 @@ def test_xattrs_of_a_directory_that_are_set_while_its_marker_is_written_are_kept
     assert not fs.sync_all()
     setting.join(30)
     assert xattrs(store, "d/") == {b"user.a": b"1"}
+
+
+def test_of_a_file_that_others_deleted_meanwhile_fsync_says_estale(store: Held, make: Make) -> None:
+    fs = make()
+    ino = write(fs, ROOT_INO, b"x", b"content")
+    fs.setattr(ino, SetAttr(mode=0o600))
+    store.delete("x")
+    with failing(errno.ESTALE):
+        fs.files.sync(fs.node(ino))
+    assert fs.pending() == 0

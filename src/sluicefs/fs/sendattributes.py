@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from sluicefs.errors import AccessDeniedError, UnreachableError
+from sluicefs.errors import AccessDeniedError, NotFoundError, UnreachableError
 from sluicefs.fs.nodes import Node
 from sluicefs.fs.rename import copy_object
 
@@ -77,7 +77,9 @@ class AttributeSender:
             new_etag = copy_object(core.store, key, key, node.size, etag, metadata, content_type)
         except OSError as error:
             node.checked = 0.0  # it may have been carried out: whoever opens the file next asks for its ETag first
-            if error.errno not in (errno.ESTALE, errno.ENOENT):  # else the object they belong to is gone
+            if isinstance(error, NotFoundError):
+                raise OSError(errno.ESTALE, f"{key} was deleted by someone else") from error
+            if error.errno != errno.ESTALE:  # else the object they belong to is gone
                 self._again(node)
             raise
         with self._changed:
