@@ -76,12 +76,12 @@ class Mount:
     def flush(self) -> None:
         """Upload everything that is pending. Raises MountError, naming the files that could not be."""
         try:
-            failed = control.call(self.mountpoint, "flush", timeout=None).get("failed", {})
+            answer = control.call(self.mountpoint, "flush", timeout=None)
         except (OSError, control.ControlError) as error:
             raise MountError(f"The mount on {self.mountpoint} cannot be asked to upload: {error}.") from None
-        if failed:
-            names = ", ".join(f"{name} ({why})" for name, why in list(failed.items())[:5])
-            raise MountError(f"{len(failed)} files are not in the bucket yet: {names}.")
+        if answer["failed"]:
+            names = ", ".join(f"{name} ({why})" for name, why in list(answer["failed"].items())[:5])
+            raise MountError(f"{answer.get('failed_count', len(answer['failed']))} files are not in the bucket yet: {names}.")
 
     def stats(self) -> dict[str, Any]:
         """What `sluicefs status --json` shows: pending uploads, cache, requests by verb, bytes. Raises MountError."""

@@ -138,13 +138,13 @@ def stop(mountpoint: str, *, progress: Progress | None = None) -> None:
         return
     try:
         process = control.call(row.path, "status")["pid"]
-        failed = _flush(row.path, progress)
+        count, failed = _flush(row.path, progress)
     except (OSError, control.ControlError):
-        process, failed = None, {}  # it cannot be asked; it uploads what is pending when it notices
-    if failed:
+        process, count, failed = None, 0, {}  # it cannot be asked; it uploads what is pending when it notices
+    if count:
         names = ", ".join(f"{name} ({why})" for name, why in list(failed.items())[:5])
         raise UnmountError(
-            f"{len(failed)} files are not in the bucket yet: {names}. {row.path} stays mounted and keeps them; try again when "
+            f"{count} files are not in the bucket yet: {names}. {row.path} stays mounted and keeps them; try again when "
             "the store answers."
         )
     _unmount(row.path)
@@ -230,8 +230,8 @@ def _read_line(stream: Any, seconds: float) -> bytes:
     return line
 
 
-def _flush(path: str, progress: Progress | None) -> dict[str, str]:
-    """Upload what is pending, reporting meanwhile; returns what failed, with why."""
+def _flush(path: str, progress: Progress | None) -> tuple[int, dict[str, str]]:
+    """Upload what is pending, reporting meanwhile; returns how many files failed, and some of them with why."""
     answers: list[Any] = []
 
     def work() -> None:
@@ -251,8 +251,8 @@ def _flush(path: str, progress: Progress | None) -> dict[str, str]:
         worker.join(0.2)
     if isinstance(answers[0], Exception):
         raise answers[0]
-    failed: dict[str, str] = answers[0].get("failed", {})
-    return failed
+    failed: dict[str, str] = answers[0]["failed"]
+    return answers[0].get("failed_count", len(failed)), failed  # a mount may be older than this
 
 
 def _unmount(path: str, *, lazily: bool = False) -> None:

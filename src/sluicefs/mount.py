@@ -23,6 +23,7 @@ from sluicefs import control
 from sluicefs.config import Config
 from sluicefs.errors import MountError, UnmountError
 from sluicefs.fs.filesystem import FileSystem
+from sluicefs.fs.nodes import Node
 from sluicefs.fuse.operations import Operations
 from sluicefs.fuse.stopping import StopSignals
 from sluicefs.store.api import Store
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 
 READ_AHEAD_KIB = 1024
 MAX_BACKGROUND = 64
+EXAMPLES = 20  # failures that are told by name: an answer over the control socket has its bounds
 
 
 def staging_folder(config: Config) -> str:
@@ -143,11 +145,15 @@ def _send_pending(fs: FileSystem, seconds: float) -> list[str]:
         for node, error in failed:
             log.error("%s is not in the bucket: %s", node.name, error)
         if not failed or time.monotonic() + pause > end:
-            return [node.name for node, _ in failed]
+            return [_left(node) for node, _ in failed]
         if all(error.errno in (errno.EACCES, errno.ESTALE, errno.EFBIG) for _, error in failed):
-            return [node.name for node, _ in failed]  # trying again does not help
+            return [_left(node) for node, _ in failed]  # trying again does not help
         time.sleep(pause)
         pause = min(pause * 2, 10)
+
+
+def _left(node: Node) -> str:
+    return node.name if node.draft is not None else f"{node.name} (only its attributes, which are lost)"
 
 
 def _raise_read_ahead(mountpoint: str) -> None:
@@ -192,7 +198,8 @@ def _handlers(
 
     def flush(_: dict[str, Any]) -> dict[str, Any]:
         failed = fs.sync_all()
-        return {"pending": fs.pending(), "failed": {node.name: str(error) for node, error in failed}}
+        examples = {node.name: str(error) for node, error in failed[:EXAMPLES]}
+        return {"pending": fs.pending(), "failed": examples, "failed_count": len(failed)}
 
     def stop(_: dict[str, Any]) -> dict[str, Any]:
         threading.Timer(0.05, stop_signals.stop).start()  # after this answer is out

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import platformdirs
 
 from sluicefs.config import Config
-from sluicefs.errors import SluiceError
+from sluicefs.errors import ConditionFailedError, NoSuchBucketError, NotFoundError, SluiceError
 from sluicefs.fs.filesystem import FileSystem
 from sluicefs.staging import Journal, Left, Record, checks, scan
 from sluicefs.store.api import Store
@@ -103,7 +103,8 @@ def upload(config: Config, store: Store, root: str) -> dict[str, str]:
 def save(folder: str, root: str, bucket: str, open_store: Callable[[], Store]) -> Iterator[tuple[str, str]]:
     """Write everything left below `root` into `folder`, by key, and forget it; gives (path, warning or "") of each.
 
-    `open_store` is asked only for what needs bytes of the bucket; where those cannot be had, they are zeros, with a warning.
+    `open_store` is asked only for what needs bytes of the bucket; those that it no longer has are zeros, with a warning. So
+    they are where it does not answer, but then the record is kept too: the file alone does not tell what was changed.
     What cannot be read stays where it is, and so does all of a folder whose journal has lost its end: SluiceError, when all
     others are saved.
     """
@@ -115,9 +116,13 @@ def save(folder: str, root: str, bucket: str, open_store: Callable[[], Store]) -
             for record in left.journal.records():
                 path = _free_path(folder, record.key)
                 try:
-                    warning = _write(path, left, record, open_store)
+                    warning, missing = _write(path, left, record, open_store)
                 except OSError as error:
                     failed[record.key] = str(error)
+                    continue
+                if missing:
+                    failed[record.key] = missing
+                    yield path, missing
                     continue
                 if left.damage:
                     yield path, f"it may be outdated: {left.damage}"
@@ -134,7 +139,7 @@ def save(folder: str, root: str, bucket: str, open_store: Callable[[], Store]) -
             left.release()
     if failed:
         names = ", ".join(f"{key} ({why})" for key, why in list(failed.items())[:5])
-        raise SluiceError(f"{len(failed)} files could not be saved and are still kept: {names}")
+        raise SluiceError(f"{len(failed)} files could not be saved whole and are still kept: {names}")
 
 
 def _roots() -> list[str]:
@@ -198,8 +203,9 @@ def _free_path(folder: str, key: str) -> str:
     return free
 
 
-def _write(path: str, left: Left, record: Record, open_store: Callable[[], Store]) -> str:
-    warning = _damage(left, record)
+def _write(path: str, left: Left, record: Record, open_store: Callable[[], Store]) -> tuple[str, str]:
+    """(a warning or "", why bytes that the bucket may have are missing or "")."""
+    warning, missing = _damage(left, record), ""
     with open(path, "xb") as out:
         out.truncate(record.size)
         if record.base is not None:
@@ -211,8 +217,10 @@ def _write(path: str, left: Left, record: Record, open_store: Callable[[], Store
                         store.get_into(record.base.key, start, buffer, etag=record.base.etag)
                         os.pwrite(out.fileno(), buffer, start)
                         start += len(buffer)
-            except (OSError, SluiceError) as error:
+            except (NotFoundError, ConditionFailedError, NoSuchBucketError) as error:
                 warning = f"what was not changed is zeros, as the bucket no longer has it: {error}"
+            except (OSError, SluiceError) as error:
+                missing = f"what was not changed is zeros, as the bucket does not give it: {error}"
         for start, piece in _staged(left.journal, record):
             os.pwrite(out.fileno(), piece, start)
         os.fsync(out.fileno())
@@ -220,7 +228,7 @@ def _write(path: str, left: Left, record: Record, open_store: Callable[[], Store
     with suppress(OSError, ValueError):
         os.chmod(path, int(mode) & 0o777)
         os.utime(path, (float(mtime), float(mtime)))
-    return warning
+    return warning, missing
 
 
 def _unchanged(record: Record) -> Iterator[tuple[int, int]]:

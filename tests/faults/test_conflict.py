@@ -59,6 +59,24 @@ def test_the_later_of_two_appends_is_estale_and_kept(user: User, size: int) -> N
     assert user.ok("recover") == "Nothing is left unsent.\n"
 
 
+@pytest.mark.parametrize("mode", ["sync", "back"])
+def test_who_writes_to_what_this_mount_has_seen_replaced_is_told(user: User, mode: str) -> None:
+    one = Path(user.mount("--attr-ttl", "0", name="one"))
+    two = Path(user.mount("--attr-ttl", "0", "--write-mode", mode, name="two"))
+    (one / "log").write_bytes(b"start")
+    log = os.open(two / "log", os.O_RDWR)
+    assert os.pread(log, 100, 0) == b"start"
+    (one / "log").write_bytes(b"another")
+    assert (two / "log").read_bytes() == b"another"
+    with pytest.raises(OSError) as failed:
+        os.pwrite(log, b"more", 5)
+    assert failed.value.errno == errno.ESTALE
+    os.close(log)
+    for mount in (one, two):
+        user.ok("unmount", str(mount))
+    assert list(user.objects()) == ["log"]
+
+
 def test_a_conflict_in_back_mode_is_kept_too(user: User) -> None:
     one = Path(user.mount("--attr-ttl", "0", name="one"))
     two = Path(user.mount("--attr-ttl", "0", "--write-mode", "back", name="two"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 
 from sluicefs.config import Config, MiB
 from sluicefs.errors import AccessDeniedError, ConditionFailedError, UnreachableError
-from sluicefs.fs import parts
+from sluicefs.fs import parts, writeback
 from sluicefs.fs.draft import zeros
 from sluicefs.fs.filesystem import FileSystem, SetAttr
 from sluicefs.fs.namespace import Caller
@@ -424,3 +426,70 @@ def resident() -> int:
     """Bytes of this process that are in memory."""
     with open("/proc/self/statm") as fields:
         return int(fields.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize("write_mode", ["sync", "back"])
+def test_a_deadline_holds_though_parts_are_on_their_way(
+    tmp_path: Path, write_mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In back mode what is being sent in the background gives way first."""
+    monkeypatch.setattr(writeback, "QUIET", 0.0)
+    bench = Bench(tmp_path, memory=1024 * MiB, write_mode=write_mode)
+    begun, go = threading.Event(), threading.Event()
+
+    def on_part() -> None:
+        begun.set()
+        go.wait(60)
+
+    bench.store.on_part = on_part  # type: ignore[method-assign]
+    handle = bench.create()
+    for offset in range(30 * PART - MiB, -1, -MiB):  # they are full when the first one is
+        bench.fs.write(handle, offset, b"x" * MiB)
+    node = bench.fs.handle(handle).node
+    if write_mode == "back":
+        bench.fs.flush(handle)
+        while node.file.lock.acquire(blocking=False):  # until it is being sent
+            node.file.lock.release()
+    assert begun.wait(60)
+    draft = node.draft
+    assert draft is not None
+    ended: list[OSError] = []
+
+    def upload() -> None:
+        with pytest.raises(OSError) as failed:
+            bench.fs.files.upload(node, 0.0)
+        ended.append(failed.value)
+
+    uploading = threading.Thread(target=upload)
+    uploading.start()
+    while write_mode == "back" and not draft.wanted:
+        time.sleep(0.01)
+    if write_mode == "back":
+        go.set()
+    uploading.join(60)
+    assert [error.errno for error in ended] == [errno.ETIMEDOUT]
+    assert len(bench.store.sent.get(next(iter(bench.store._uploads)), {})) < 30
+    go.set()
+    bench.end(handle)
+    assert not bench.fs.sync_all()
+    assert bench.stored() == b"x" * (30 * PART)
+    bench.fs.close()
+
+
+def test_a_write_that_was_taken_in_does_not_fail_for_an_upload_that_cannot_begin(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who appends would do it again."""
+
+    def full(key: str) -> int:
+        raise OSError(errno.ENOSPC, f"no room to write down that {key} is begun")
+
+    handle = bench.create()
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.fs.core.staging.journal, "upload_begins", full)
+        bench.write(handle, 0, b"x" * 3 * PART)
+        with pytest.raises(OSError) as failed:
+            bench.fs.flush(handle)
+        assert failed.value.errno == errno.ENOSPC
+    bench.end(handle)
+    assert bench.stored() == b"x" * 3 * PART

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -9,10 +10,17 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
-from sluicefs import control
+from sluicefs import control, lifecycle, mount
+from sluicefs.config import Config
+from sluicefs.errors import UnmountError
+from sluicefs.fs.filesystem import FileSystem
+from sluicefs.fs.nodes import Node
+from sluicefs.store.api import Store
 
 
 @pytest.fixture
@@ -111,3 +119,19 @@ def test_the_table_of_mounts_is_read() -> None:
 
 def test_paths_with_spaces_and_backslashes_are_read() -> None:
     assert control._unescaped(r"/a\040b\134040") == r"/a b\040"
+
+
+def test_an_unmount_is_refused_however_many_files_could_not_be_sent(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that did not fit would be none, and a mount that does not answer is unmounted."""
+    nodes = [Node(number, None, f"{number}", 0o100644) for number in range(10_000)]
+    failed = [(node, OSError(errno.EIO, "the store does not answer, as is said at some length here " * 2)) for node in nodes]
+    fs = SimpleNamespace(sync_all=lambda: failed, pending=lambda: len(failed))
+    flush = mount._handlers(Config("b", "/mnt/x"), cast(Store, None), cast(FileSystem, fs))["flush"]
+    server = control.Server(control.socket_path("/mnt/x"), {"flush": flush, "status": lambda _: {"pid": 0}})
+    server.start()
+    monkeypatch.setattr(control, "find_mount", lambda path: control.MountPoint(path, "fuse.sluicefs", "sluicefs:b", ""))
+    monkeypatch.setattr(lifecycle, "is_dead", lambda path: False)
+    monkeypatch.setattr(lifecycle, "_unmount", lambda path: pytest.fail("it was unmounted"))
+    with pytest.raises(UnmountError, match=r"^10000 files are not in the bucket yet: 0 "):
+        lifecycle.stop("/mnt/x")
+    server.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import math
 import os
 import threading
 import time
@@ -12,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from sluicefs.errors import ConditionFailedError, StoreError
+from sluicefs.config import MiB
+from sluicefs.errors import ConditionFailedError, NotFoundError, StoreError
 from sluicefs.fs import directory, namespace, walk
 from sluicefs.fs.filesystem import SetAttr
 from sluicefs.fs.nodes import ROOT_INO
 from sluicefs.fs.stored import FLAG
-from sluicefs.store.api import ListPage
+from sluicefs.store.api import ListPage, ObjectInfo
 from tests.unit.test_fs_attributes import ME, Make, failing, find, make, names
 from tests.unit.test_fs_rename import Awkward, write
 
@@ -327,3 +329,62 @@ def test_times_of_a_directory_stay_that_are_set_while_its_marker_is_written(stor
     metadata = store.head("d/").metadata or {}
     assert metadata["mtime"] == "1000000000.000000000"
     assert metadata[FLAG] == "1"
+
+
+def test_what_open_files_keep_of_deleted_objects_is_within_memory(store: Held, make: Make) -> None:
+    """It goes to local disk, as what is written does."""
+    fs = make(memory=32 * MiB, part_size=5 * MiB)
+    data = {f"f{i}": os.urandom(12 * MiB) for i in range(6)}
+    for name, body in data.items():
+        store.put(name, body)
+    handles = {name: fs.open(find(fs, name).ino, os.O_RDONLY) for name in data}
+    for name in data:
+        fs.unlink(ROOT_INO, name.encode())
+        assert fs.core.dirty.used <= fs.core.dirty.limit
+    for name, handle in handles.items():
+        assert b"".join(bytes(fs.read(handle, at, MiB)) for at in range(0, 12 * MiB, MiB)) == data[name]
+        fs.release(handle)
+    assert not store.content()
+
+
+def test_what_an_open_file_keeps_is_copied_aside_where_the_local_disk_is_full(
+    store: Held, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fs = make(memory=32 * MiB, part_size=5 * MiB)
+    data = os.urandom(20 * MiB)
+    store.put("x", data)
+    handle = fs.open(find(fs, "x").ino, os.O_RDONLY)
+
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(fs.core.staging, "new_file", full)
+    fs.unlink(ROOT_INO, b"x")
+    assert list(store.content().values()) == [data]
+    assert b"".join(bytes(fs.read(handle, at, MiB)) for at in range(0, 20 * MiB, MiB)) == data
+    fs.release(handle)
+    assert not store.content()
+
+
+@pytest.mark.parametrize("remembered", [True, False])
+def test_an_answer_from_before_a_file_was_made_does_not_hide_it(store: Held, make: Make, remembered: bool) -> None:
+    """Not even when a listing, which knows it, came in between."""
+    fs = make(attr_ttl=3600.0, attrs="listing")
+    state = fs.core.table.root.dir
+    state.big_until = math.inf  # names are asked for one by one
+    head, first = store.head, [True]
+
+    def late(key: str) -> ObjectInfo:
+        if not first:
+            return head(key)
+        first.clear()
+        ino = write(fs, ROOT_INO, b"x", b"content")
+        state.big_until = 0.0
+        assert names(fs) == ["x"]
+        if not remembered:
+            fs.forget([(ino, 1)])
+        raise NotFoundError("it was not there when it was asked for")
+
+    store.head = late  # type: ignore[method-assign]
+    assert find(fs, "x").size == 7
+    assert find(fs, "x").size == 7

@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 
+from sluicefs.config import MiB
 from sluicefs.errors import StoreError
 from sluicefs.fs import rename
+from sluicefs.fs.core import UPLOAD_THREADS
 from sluicefs.fs.filesystem import FileSystem, SetAttr
 from sluicefs.fs.nodes import ROOT_INO
 from sluicefs.fs.stored import FLAG, ROOT_MARKER
@@ -328,3 +330,50 @@ def test_errors_of_rename(store: Awkward, make: Make, tmp_path: Path) -> None:
         with failing(expected):
             fs.rename(*source, *target)
     assert store.content() == before
+
+
+def test_a_large_file_that_was_cut_to_nothing_is_renamed_before_that_is_sent(store: Awkward, make: Make) -> None:
+    """CopyObject takes no object of its size."""
+    fs = make()
+    handle, node = fs.create(ROOT_INO, b"x", 0o644, os.O_RDWR, ME)
+    fs.setattr(node.ino, SetAttr(size=rename.COPY_LIMIT + 1))
+    fs.flush(handle)
+    fs.setattr(node.ino, SetAttr(size=0))
+    fs.write(handle, 0, b"new")
+    fs.rename(ROOT_INO, b"x", ROOT_INO, b"y")
+    fs.flush(handle)
+    fs.release(handle)
+    assert store.content() == {"y": b"new"}
+
+
+def test_files_that_are_sent_as_they_are_renamed_do_not_wait_for_those_they_replace(store: Awkward, make: Make) -> None:
+    """More of them at once than there are threads for uploads; each in parts, over one that is open."""
+    fs = make(part_size=5 * MiB)
+    count = UPLOAD_THREADS + 1
+    together = threading.Barrier(count)
+    renamed_unsent = fs.files.renamed_unsent
+
+    def at_once(*how: Any) -> None:
+        together.wait(60)
+        renamed_unsent(*how)
+
+    fs.files.renamed_unsent = at_once  # type: ignore[method-assign]
+    handles = []
+    for i in range(count):
+        handles.append(fs.open(write(fs, ROOT_INO, b"old%d" % i, b"old"), os.O_RDONLY))
+        handle, _ = fs.create(ROOT_INO, b"new%d" % i, 0o644, os.O_RDWR, ME)
+        for offset in (10 * MiB, 0):  # the other way round: nothing is sent before
+            fs.write(handle, offset, b"%d" % i)
+        handles.append(handle)
+    renaming = [
+        threading.Thread(target=fs.rename, args=(ROOT_INO, b"new%d" % i, ROOT_INO, b"old%d" % i), daemon=True)
+        for i in range(count)
+    ]
+    for thread in renaming:
+        thread.start()
+    for thread in renaming:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in renaming)
+    for handle in handles:
+        fs.release(handle)
+    assert {key: body[10 * MiB :] for key, body in store.content().items()} == {f"old{i}": b"%d" % i for i in range(count)}

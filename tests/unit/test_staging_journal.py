@@ -244,3 +244,26 @@ def test_saving_again_replaces_the_data_file(tmp_path: Path) -> None:
     assert bytes(second.read(0, 10) or b"") == b"small"
     second.close()
     staging.close()
+
+
+def test_what_was_saved_stays_whole_when_saving_less_of_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    staging = Staging(str(tmp_path))
+    data = os.urandom(2 * MiB)
+    first = draft(staging)
+    first.write(0, data)
+    first.save(record())
+    first.truncate(MiB)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr(staging.journal, "put", full)
+        first.save(record())
+    first.write(MiB, b"later" * 1000)
+    while first.spill():
+        pass
+    second = crash_and_restore(staging, first)
+    assert bytes(second.read(0, 3 * MiB) or b"") == data
+    second.close()
+    staging.close()

@@ -37,8 +37,8 @@ import threading, time
 from sluicefs.fuse.stopping import StopSignals
 with StopSignals():
     threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
-    print("ready", flush=True)
     try:
+        print("ready", flush=True)
         time.sleep(60)
     except KeyboardInterrupt:
         print("interrupted", flush=True)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
+import sqlite3
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -228,3 +233,197 @@ def test_what_is_sent_is_known_by_its_record_though_its_mode_was_set_before(tmp_
     fs.release(handle)
     assert not fs.sync_all()
     fs.close()
+
+
+def changed_but_unsent(store: MemoryStore, folder: Path, at: int = 4) -> FileSystem:
+    """`x`, four bytes, is in the bucket; what was written to it since is in the journal."""
+    folder.mkdir()
+    store.put("x", b"base")
+    fs = open_fs(store, folder)
+    fs.files.writeback.close()
+    handle = fs.open(fs.lookup(ROOT_INO, b"x").ino, os.O_RDWR)
+    fs.write(handle, at, b"more")
+    fs.flush(handle)
+    fs.release(handle)
+    return fs
+
+
+def content_of(store: MemoryStore) -> dict[str, bytes]:
+    return {info.key: bytes(store.get(info.key)[1]) for info in store.list("").objects}
+
+
+def taken_over(store: MemoryStore, folder: Path, rename: bool = False) -> dict[str, bytes]:
+    """What the next mount makes of it."""
+    fs = open_fs(store, folder)
+    fs.files.writeback.close()
+    fs.take_over()
+    if rename:
+        fs.rename(ROOT_INO, b"x", ROOT_INO, b"y")
+    assert not fs.sync_all()
+    fs.close()
+    return content_of(store)
+
+
+@pytest.mark.parametrize(("at", "whole"), [(4, b"basemore"), (0, b"more")])
+@pytest.mark.parametrize("over", [None, b"another"])
+def test_a_crash_while_a_file_is_renamed_does_not_part_a_change_from_its_base(
+    tmp_path: Path, over: bytes | None, at: int, whole: bytes
+) -> None:
+    store = MemoryStore()
+    if over is not None:
+        store.put("y", over)
+    fs = changed_but_unsent(store, tmp_path / "staging", at)
+    delete, found = store.delete, []
+
+    def crashing(key: str) -> None:
+        for step in ("before", "after"):
+            shutil.copytree(tmp_path / "staging", tmp_path / step)
+            other = MemoryStore()
+            for there, data in content_of(store).items():
+                other.put(there, data, metadata=store.head(there).metadata)
+            found.append(taken_over(other, tmp_path / step))
+            delete(key)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "delete", crashing)
+        fs.rename(ROOT_INO, b"x", ROOT_INO, b"y")
+    assert found == [{"x": b"base", "y": whole}, {"y": whole}]
+    fs.close()
+
+
+def test_a_rename_that_fails_after_the_copy_leaves_the_record_as_it_was(tmp_path: Path) -> None:
+    store = MemoryStore()
+    fs = changed_but_unsent(store, tmp_path / "staging")
+
+    def refused(key: str) -> None:
+        raise AccessDeniedError("not now")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "delete", refused)
+        with pytest.raises(AccessDeniedError):
+            fs.rename(ROOT_INO, b"x", ROOT_INO, b"y")
+    fs.close()
+    assert taken_over(store, tmp_path / "staging") == {"x": b"basemore"}
+
+
+def test_what_a_crash_left_can_be_renamed_before_it_is_sent(tmp_path: Path) -> None:
+    store = MemoryStore()
+    changed_but_unsent(store, tmp_path / "staging").close()
+    assert taken_over(store, tmp_path / "staging", rename=True) == {"y": b"basemore"}
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_of_two_mounts_that_left_the_same_file_both_are_sent(tmp_path: Path, first: int) -> None:
+    """Whichever folder is looked at first."""
+    store = MemoryStore()
+    left = [open_fs(store, tmp_path) for _ in range(2)]
+    left.sort(key=lambda fs: fs.core.staging.journal.folder, reverse=bool(first))
+    for number, fs in enumerate(left):
+        fs.files.writeback.close()
+        handle, _ = fs.create(ROOT_INO, b"x", 0o644, os.O_RDWR | os.O_CREAT, ME)
+        fs.write(handle, 0, content(number))
+        fs.flush(handle)
+        fs.release(handle)
+    for fs in left:
+        fs.close()
+    found = taken_over(store, tmp_path)
+    assert found.pop("x") == content(1)
+    ((name, data),) = found.items()
+    assert name.startswith("x.conflict-") and data == content(0)
+
+
+class FullDisk:
+    """A database that deletes nothing."""
+
+    def __init__(self, base: sqlite3.Connection):
+        self.base = base
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.base, name)
+
+    def execute(self, statement: str, values: Sequence[Any] = ()) -> Any:
+        if statement.startswith("DELETE"):
+            raise sqlite3.OperationalError("database or disk is full")
+        return self.base.execute(statement, values)
+
+
+def test_a_record_that_could_not_be_struck_out_does_not_undo_what_came_after_it(tmp_path: Path) -> None:
+    store, staging = MemoryStore(), tmp_path / "staging"
+    staging.mkdir()
+    fs = open_fs(store, staging)
+    fs.files.writeback.close()
+    handle, _ = fs.create(ROOT_INO, b"x", 0o644, os.O_RDWR | os.O_CREAT, ME)
+    fs.write(handle, 0, b"old")
+    fs.flush(handle)
+    journal = fs.core.staging.journal
+    base = journal._base
+    journal._base = FullDisk(base)  # type: ignore[assignment]
+    assert not fs.sync_all()
+    assert content_of(store) == {"x": b"old"}
+    journal._base = base
+    fs.write(handle, 0, b"new")
+    fs.flush(handle)
+    assert not fs.sync_all()
+    shutil.copytree(staging, tmp_path / "crashed")
+    assert taken_over(store, tmp_path / "crashed") == {"x": b"new"}
+    fs.release(handle)
+    fs.close()
+    assert not list(staging.iterdir())
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["", "a full disk"])
+def test_a_long_append_that_was_completed_just_before_a_crash_is_no_conflict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool
+) -> None:
+    """It was begun while the file was written, so the object does not have the times that the record has."""
+    store, staging = MemoryStore(), tmp_path / "staging"
+    fs = changed_but_unsent(store, staging)
+    handle = fs.open(fs.lookup(ROOT_INO, b"x").ino, os.O_RDWR)
+    for offset in range(MiB, 20 * MiB, MiB):
+        fs.write(handle, offset, b"x" * MiB)
+    fs.flush(handle)
+    complete, journal = store.complete_upload, fs.core.staging.journal
+
+    def crashing(*args: Any, **options: Any) -> str:
+        etag = complete(*args, **options)
+        shutil.copytree(staging, tmp_path / "crashed")
+        return etag
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(store, "complete_upload", crashing)
+    with monkeypatch.context() as patch:
+        if full:
+            patch.setattr(journal, "put", refused)
+        assert not fs.sync_all()
+    if not full:
+        assert taken_over(store, tmp_path / "crashed").keys() == {"x"}
+    fs.release(handle)
+    fs.close()
+    assert store.head("x").size == 20 * MiB
+
+
+@pytest.mark.parametrize("later", [True, False])
+def test_a_whole_file_that_a_crash_left_does_not_win_over_a_later_one(tmp_path: Path, later: bool) -> None:
+    store, staging = MemoryStore(clock=lambda: now), tmp_path / "staging"
+    staging.mkdir()
+    now = time.time() - 86400
+    store.put("x", b"before")
+    fs = open_fs(store, staging)
+    fs.files.writeback.close()
+    handle = fs.open(fs.lookup(ROOT_INO, b"x").ino, os.O_WRONLY | os.O_TRUNC)
+    fs.write(handle, 0, b"ours")
+    fs.flush(handle)
+    fs.release(handle)
+    fs.close()
+    now += 2 * 86400 if later else 3600
+    store.put("x", b"theirs")
+    again = open_fs(store, staging)
+    again.files.writeback.close()
+    again.take_over()
+    assert bool(again.sync_all()) == later
+    again.close()
+    found = content_of(store)
+    assert found.pop("x") == (b"theirs" if later else b"ours")
+    assert list(found.values()) == ([b"ours"] if later else [])

@@ -14,6 +14,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 SMALL_BODY = 1 << 20  # bytes: smaller ones are composed without asking for room
 MAX_NAME = 255
 TIMES = ("atime", "ctime", "mtime")
+DISPOSALS = 4  # threads
+CLOCKS = 60.0  # seconds that this machine's clock and the store's may differ
 SLOW_DISK = 5.0  # seconds: what takes longer is told
 STREAM_AGAIN = 10.0  # seconds after the store refused to begin an upload
 COPY_LIMIT = 5 * parts.GiB
@@ -47,7 +50,9 @@ class Committer:
         self.core = core
         self.multipart = Multipart(core, threads, memory)
         self.conditions = Conditions(core)
-        self.attributes_changed: Callable[[Node], None] = lambda node: None  # `Files` sends them
+        # Not the uploads' threads: who waits for a file's lock there may wait for one that waits for its uploads.
+        self._disposals = ThreadPoolExecutor(DISPOSALS, thread_name_prefix="dispose")
+        self.attributes_changed: Callable[[Node], None] = lambda node: None  # `AttributeSender` sends them
         self.reads_of: Callable[[Version], ReadBase]  # how a draft reads its base: `Files` knows
         self.draft_of: Callable[[Node], Draft]  # a node's draft, begun if there is none: `Files` makes them
 
@@ -83,7 +88,7 @@ class Committer:
             return
         try:
             self._send_full_parts(node, draft)
-        except StoreError as error:
+        except OSError as error:  # the journal's too: the write was taken in, and must not be said to have failed
             draft.stream_again = time.monotonic() + STREAM_AGAIN
             log.warning("%s cannot be sent while it is written: %s", node.name, error)
 
@@ -132,7 +137,7 @@ class Committer:
         CancelledError when somebody wants to write. `deadline` (monotonic seconds): a long upload ends there, with ETIMEDOUT.
         """
         draft = node.draft
-        if draft is None or node.unlinked or node.parent is None:
+        if draft is None or node.unlinked:
             return  # nothing to keep: its name is gone, its bytes live as long as it is open
         try:
             key = self.core.key_of(node)
@@ -236,9 +241,7 @@ class Committer:
             node.etag = etag
             node.size = size
             late = self._attributes_are_late(node, metadata)
-            known = node.metadata or {}
-            node.metadata = {**metadata, "xattr": known["xattr"]} if "xattr" in known else metadata
-            node.complete = True
+            core.stored.sent(node, metadata)
             node.checked = time.monotonic()
             state = node.file
             state.version = core.version(key, etag, size)
@@ -272,13 +275,13 @@ class Committer:
 
     # -- what must survive ------------------------------------------------------------------------------------------------
 
-    def record_of(self, node: Node, draft: Draft, *, pending: bool, error: str = "") -> Record:
-        """What the journal has to say of a draft, but for its bytes. Asks nobody."""
+    def record_of(self, node: Node, draft: Draft, *, pending: bool, error: str = "", key: str = "") -> Record:
+        """What the journal has to say of a draft, but for its bytes. Asks nobody. `key`: where it is soon."""
         metadata = {**(node.metadata or {}), **attributes.encode(node)}  # type: ignore[arg-type]
         base = draft.base if draft.base is not None and draft.base_limit else None
         return Record(
             id=draft.saved[1].id if draft.saved is not None else uuid.uuid4().hex,
-            key=self.core.key_of(node),
+            key=key or self.core.key_of(node),
             size=draft.size,
             base=Base(base.key, base.etag, base.size) if base is not None else None,
             etag=node.etag,
@@ -309,12 +312,15 @@ class Committer:
         if self.core.dirty.used > self.core.dirty.limit // 2:
             draft.shelve()
 
-    def moved(self, node: Node, *, wait: bool = True) -> None:
-        """A file has another name, base or attributes now: what is kept of it says so. OSError. `wait`: until the disk does."""
+    def moved(self, node: Node, *, wait: bool = True, key: str = "") -> None:
+        """A file has another name, base or attributes now: what is kept of it says so. OSError. `wait`: until the disk does.
+
+        `key`: the name that it is about to get.
+        """
         draft = node.draft
         if draft is not None and draft.saved is not None and node.parent is not None:
             old = draft.saved[1]
-            draft.save_head(self.record_of(node, draft, pending=old.pending, error=old.error), wait=wait)
+            draft.save_head(self.record_of(node, draft, pending=old.pending, error=old.error, key=key), wait=wait)
 
     def covered_by(self, node: Node) -> str | None:
         """The ETag of the object under a file's key, "" for none, None where that is not known."""
@@ -325,7 +331,10 @@ class Committer:
         return node.draft is not None and node.draft.replaces
 
     def _bucket_has_it(self, node: Node, draft: Draft, key: str) -> bool:
-        """Was a restored draft sent before the crash, and only its record not struck out?"""
+        """Was a restored draft sent before the crash, and only its record not struck out?
+
+        ConditionFailedError: others wrote the file later than this was written, so it does not win.
+        """
         assert draft.saved is not None
         try:
             info = self.core.store.head(key)
@@ -333,8 +342,10 @@ class Committer:
             draft.covers = ""
             return False
         draft.covers = info.etag
-        ours, theirs = draft.saved[1].metadata, info.metadata or {}
-        if info.size != draft.size or not _same_version(ours, theirs):
+        ours, theirs, landing = draft.saved[1].metadata, info.metadata or {}, draft.saved[1].landing
+        if info.etag != landing and (info.size != draft.size or not _same_version(ours, theirs)):
+            if info.etag != node.etag and info.modified > draft.saved[1].at + CLOCKS:
+                raise ConditionFailedError(f"{key} was replaced by someone else after the crash")
             draft.restored = False
             return False
         self._committed(node, draft, key, info.etag, dict(theirs))
@@ -363,7 +374,7 @@ class Committer:
 
     def dispose(self, node: Node) -> None:
         """A node lost its name: what is unsent of it goes, soon, or with its last handle. No lock is needed."""
-        self.multipart.pool.submit(self._dispose, node)
+        self._disposals.submit(self._dispose, node)
 
     def _dispose(self, node: Node) -> None:
         try:
@@ -410,6 +421,7 @@ class Committer:
             log.warning("%s: %d bytes that were not changed are zeros: the version they were in is gone", key, sum(lost))
 
     def close(self) -> None:
+        self._disposals.shutdown()
         self.multipart.close()
 
 

@@ -148,12 +148,12 @@ class Directories:
                 continue
             entry = entries.get(name)
             if entry is None:
-                if child.busy or (child.is_dir and any(below.busy for below in core.table.below(child))):
+                if core.table.in_use(child):
                     entries[name] = Entry(name, child.is_dir, None)  # not in the bucket yet, but it is there
                 else:
                     core.table.detach(child)
             elif entry.is_dir != child.is_dir:
-                if not child.busy:
+                if not core.table.in_use(child):
                     core.table.detach(child)
             elif entry.is_dir:
                 if entry.info is not None and entry.info.metadata is not None:
@@ -285,7 +285,7 @@ class Directories:
         entry = parent.dir.entries.get(name)
         child = parent.children.get(name)
         if entry is None:
-            if child is not None and child.busy:
+            if child is not None and self.core.table.in_use(child):
                 return child
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
         if child is None:
@@ -336,8 +336,10 @@ class Directories:
                 raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
             return child
         if info is None and not is_dir:
+            if parent.dir.listed_at > started and name in parent.dir.entries:
+                return self._from_entry(parent, name)  # asked for before it was made, and listed since
             if child is not None:
-                if child.busy:
+                if core.table.in_use(child):
                     return child
                 core.table.detach(child)
             parent.dir.entries.pop(name, None)
@@ -352,6 +354,8 @@ class Directories:
                 return child
             if self._confirm(child, info, started):
                 return child
+        elif child is not None and core.table.in_use(child):
+            return child
         return self.instantiate(parent, entry, started)
 
     # -- nodes ----------------------------------------------------------------------------------------------------------

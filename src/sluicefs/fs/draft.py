@@ -15,6 +15,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 
 from sluicefs.engine import DirtyMemory, Extents, SpanSet
 from sluicefs.fs.nodes import Version
@@ -348,6 +349,8 @@ class Draft:
         self.saved_version = version
         if body is not None:
             self._file.leave()
+        else:
+            self._file.settled(record.present)
         self._saved_as(journal, record)
 
     def save_head(self, record: Record, *, wait: bool = True) -> None:
@@ -356,10 +359,17 @@ class Draft:
         journal, old = self.saved
         record.changed, record.present, record.sums, record.size = old.changed, old.present, old.sums, old.size
         record.base_limit, record.replaced, record.file = old.base_limit, old.replaced, old.file
+        record.landing = record.landing or old.landing
         if record.base is None and old.base is not None and self.base is not None:
             record.base = old.base
         journal.put(record, keep_body=True, wait=wait)
         self.saved = journal, record
+
+    def lands(self, etag: str) -> None:
+        """The object is about to be there, with this ETag: what is kept says so, durably, unless the disk refuses."""
+        if self.saved is not None:
+            with suppress(OSError):
+                self.save_head(replace(self.saved[1], landing=etag))
 
     def _describe(self, record: Record) -> None:
         record.size = self.size

@@ -21,7 +21,7 @@ from sluicefs.errors import CancelledError
 from sluicefs.fs.draft import Draft, ReadBase
 from sluicefs.fs.fetching import INLINE, WAITED, GoneError
 from sluicefs.fs.nodes import FileState, Node, Version
-from sluicefs.fs.rename import copy_object
+from sluicefs.fs.sendattributes import AttributeSender
 from sluicefs.fs.walk import SMALL
 from sluicefs.fs.writeback import WriteBack
 
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LARGEST_READ = 128 * 1024  # bytes: the kernel asks for no more at once
-
-# Attribute changes of a closed file wait this long (seconds) for company: `cp -p` and rsync make three in a row.
-ATTRIBUTES_DELAY = 0.5
 
 # Files sent at once when everything has to be.
 SYNC_THREADS = 16
@@ -67,13 +64,9 @@ class Files:
 
     def __init__(self, core: Core):
         self.core = core
-        self._due: set[Node] = set()
-        self._due_changed = threading.Condition()
-        self._stopping = False
-        self._sender = threading.Thread(target=self._send_attributes_in_time, name="attributes", daemon=True)
-        self._sender.start()
+        self.attributes = AttributeSender(core, self.rebase)
         self.writeback = WriteBack(core, self._new_draft)
-        core.committer.attributes_changed = self.attributes_changed
+        core.committer.attributes_changed = self.attributes.changed
         core.committer.draft_of = self.draft
         core.committer.reads_of = self._reads_of
 
@@ -237,11 +230,19 @@ class Files:
 
     def draft(self, node: Node) -> Draft:
         """The draft of a node, begun now if there is none. The file's lock is held."""
-        state = node.file
-        if state.draft is None:
+        if (draft := node.draft) is None:
             base = self.core.directories.version_of(node) if node.etag is not None else None
-            state.draft = self._new_draft(base, node.size if base else 0)
-        return state.draft
+            draft = self._begin(node, base)
+        return draft
+
+    def _begin(self, node: Node, base: Version | None) -> Draft:
+        """A draft of a file that has none. OSError ESTALE where another object has its name: nobody would ever send it."""
+        draft = self._new_draft(base, node.size if base else 0)
+        with self.core.lock:  # no file with a draft is taken out of the tree
+            if node.parent is None and not node.unlinked:
+                raise OSError(errno.ESTALE, f"{node.name} was replaced or deleted by someone else")
+            node.file.draft = draft
+        return draft
 
     def _new_draft(self, base: Version | None, size: int) -> Draft:
         return Draft(
@@ -284,9 +285,7 @@ class Files:
         if self.core.config.read_only:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         with self.wanted(state):
-            if size == 0 and state.draft is None:
-                state.draft = self._new_draft(None, 0)
-            draft = self.draft(node)
+            draft = self._begin(node, None) if size == 0 and state.draft is None else self.draft(node)
             self.core.committer.before_truncate(draft, size)
             draft.truncate(size)
             node.size = size
@@ -329,15 +328,15 @@ class Files:
         with self.wanted(state):
             self._store(node)
             if state.attributes_due:
-                self.send_attributes(node)
+                self.attributes.send(node)
 
     def upload(self, node: Node, deadline: float = math.inf) -> None:
         """Data and attributes are in the bucket, whatever the mode, or an error says why not. `deadline`: monotonic seconds."""
         state = node.file
-        with state.lock:
+        with self.wanted(state):  # else the deadline would begin when an upload in the background ends
             self.core.committer.commit(node, deadline=deadline)
             if state.attributes_due:
-                self.send_attributes(node)
+                self.attributes.send(node)
 
     def renamed_unsent(self, node: Node, old_key: str, replaces: bool, covers: str | None) -> None:
         """A file that was never sent has another name now; `replaces`: an object is there, `covers` as a draft has it.
@@ -357,47 +356,6 @@ class Files:
         if had:
             self.core.store.delete(old_key)
 
-    # -- attributes -----------------------------------------------------------------------------------------------------
-
-    def attributes_changed(self, node: Node) -> None:
-        """mode, owner or times of a file were set: they go up with its data, or soon by themselves."""
-        state = node.file
-        with self.core.lock:
-            draft = state.draft
-            if draft is None and node.etag is not None and not node.unlinked:
-                state.attributes_due = time.monotonic() + ATTRIBUTES_DELAY
-        if draft is not None and draft.saved is not None and state.lock.acquire(blocking=False):
-            try:  # else it is being sent, and what came too late for that follows by itself
-                self.core.committer.moved(node, wait=False)
-            finally:
-                state.lock.release()
-        if not state.attributes_due:
-            return
-        with self._due_changed:
-            self._due.add(node)
-            self._due_changed.notify()
-
-    def send_attributes(self, node: Node) -> None:
-        """One CopyObject onto itself with the new metadata. The file's lock is held."""
-        core, state = self.core, node.file
-        with core.lock:
-            state.attributes_due = 0.0
-            if node.parent is None or node.etag is None or state.draft is not None:
-                return
-            key, etag = core.table.key_of(node), node.etag
-            parent = node.parent
-        if core.stored.differs(node):
-            core.stored.announce(parent)
-        metadata, content_type = core.stored.metadata_of(node)
-        try:
-            new_etag = copy_object(core.store, key, key, node.size, etag, metadata, content_type)
-        except OSError:
-            node.checked = 0.0  # it may have been carried out: whoever opens the file next asks for its ETag first
-            raise
-        with core.lock:
-            node.metadata, node.complete = metadata, True
-            self.rebase(node, key, new_etag)
-
     def rebase(self, node: Node, key: str, etag: str) -> None:
         """The same bytes are now under another key or ETag (a server-side copy): what is cached stays good."""
         node.etag = etag
@@ -416,28 +374,6 @@ class Files:
             state.version = self.core.version(key, etag, node.size_in_bucket)
         if state.version is not None:
             state.version.moving = moving
-
-    def _send_attributes_in_time(self) -> None:
-        while True:
-            with self._due_changed:
-                while not self._due and not self._stopping:
-                    self._due_changed.wait()
-                if self._stopping and not self._due:
-                    return
-                node = min(self._due, key=lambda node: node.file.attributes_due)
-                wait = node.file.attributes_due - time.monotonic()
-                if wait > 0 and not self._stopping:
-                    self._due_changed.wait(wait)
-                    continue
-                self._due.discard(node)
-            try:
-                with node.file.lock:
-                    if node.file.attributes_due:
-                        self.send_attributes(node)
-            except Exception as error:
-                log.error("the attributes of %s could not be stored: %s", node.name, error)
-            with self.core.lock:
-                self.core.table.drop_if_unused(node)
 
     # -- the end --------------------------------------------------------------------------------------------------------
 
@@ -499,10 +435,7 @@ class Files:
     def close(self) -> None:
         """Send pending attributes and end the threads. Data that could not be sent is kept on disk."""
         self.writeback.close()
-        with self._due_changed:
-            self._stopping = True
-            self._due_changed.notify()
-        self._sender.join(30)
+        self.attributes.close()
         for node in self.dirty_nodes():
             with node.file.lock:
                 if node.draft is not None:

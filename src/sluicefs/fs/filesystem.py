@@ -138,8 +138,7 @@ class FileSystem:
 
         ENOSPC: the store has no room for so much metadata; nothing is changed then.
         """
-        node = self.node(ino)
-        self._require_writable()
+        node = self._to_change(ino)
         with self.names.gate.shared():
             return self._setattr(node, change)
 
@@ -162,7 +161,7 @@ class FileSystem:
                 self.names.store_directory_attributes(node)
             else:
                 self.core.stored.metadata_of(node)
-                self.files.attributes_changed(node)
+                self.files.attributes.changed(node)
         except OSError:
             with self.core.lock:
                 node.mode, node.uid, node.gid, node.atime_ns, node.mtime_ns, node.ctime_ns, node.own = before
@@ -183,9 +182,14 @@ class FileSystem:
             node.mtime_ns = change.mtime_ns
             node.own = node.own or abs(now - change.mtime_ns) > BY_HAND
 
-    def _require_writable(self) -> None:
+    def _to_change(self, ino: int) -> Node:
+        """The node whose attributes are to change. EROFS; ESTALE: another object has its name, and nobody would store them."""
+        node = self.node(ino)
         if self.core.config.read_only:
             raise error(errno.EROFS)
+        if node.parent is None and not node.unlinked and node is not self.core.table.root:
+            raise error(errno.ESTALE)
+        return node
 
     # -- extended attributes ----------------------------------------------------------------------------------------------
 
@@ -195,18 +199,18 @@ class FileSystem:
 
     def setxattr(self, ino: int, name: bytes, value: bytes) -> None:
         """Raises E2BIG, ENOSPC, EOPNOTSUPP, EPERM."""
-        self._require_writable()
+        node = self._to_change(ino)
         with self.names.gate.shared():
-            self.xattrs.set(self.node(ino), name, value)
+            self.xattrs.set(node, name, value)
 
     def listxattr(self, ino: int) -> list[bytes]:
         return self.xattrs.names(self.node(ino))
 
     def removexattr(self, ino: int, name: bytes) -> None:
         """Raises ENODATA."""
-        self._require_writable()
+        node = self._to_change(ino)
         with self.names.gate.shared():
-            self.xattrs.set(self.node(ino), name, None)
+            self.xattrs.set(node, name, None)
 
     # -- files ------------------------------------------------------------------------------------------------------------
 

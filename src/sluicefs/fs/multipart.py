@@ -19,6 +19,7 @@ from sluicefs.fs import parts
 from sluicefs.fs.draft import Draft
 from sluicefs.fs.parts import Plan
 from sluicefs.fs.room import Room
+from sluicefs.store.api import joined_etag
 
 if TYPE_CHECKING:
     from sluicefs.fs.core import Core
@@ -189,13 +190,14 @@ class Multipart:
         A refusal aborts the upload; where the store could not be reached, the parts it has wait for the next try. So they do
         for the CancelledError of `patience`.
         """
-        self._wait(draft, stream)
+        self._wait(draft, stream, patience)
         count = stream.plan.count(draft.size)
         try:
             self._send_rest(draft, stream, [index for index in range(count) if index not in stream.done], patience)
             if condition is not None:  # the second look: not every store heeds the condition below
                 self._look_at_base(draft)
             sent = [(index + 1, stream.done[index]) for index in range(count)]
+            draft.lands(joined_etag(sent) or "")  # a crash right after it must not send it again
             etag = self.core.store.complete_upload(stream.key, stream.upload_id, sent, if_match=condition)
         except (CancelledError, UnreachableError):
             raise
@@ -207,8 +209,10 @@ class Multipart:
         del self.streams[draft]
         return etag
 
-    def _wait(self, draft: Draft, stream: Stream) -> None:
+    def _wait(self, draft: Draft, stream: Stream, patience: Patience | None = None) -> None:
         for index in list(stream.pending):
+            if patience is not None:
+                patience.check()
             if index in stream.pending:
                 self.reap(draft, stream, wait_for=index)
 

@@ -25,6 +25,7 @@ from sluicefs.store.api import ObjectInfo
 
 if TYPE_CHECKING:
     from sluicefs.fs.core import Core
+    from sluicefs.fs.draft import Draft
     from sluicefs.fs.files import Files
 
 log = logging.getLogger(__name__)
@@ -145,7 +146,7 @@ class Namespace:
             with core.lock:
                 marker = ObjectInfo(key, 0, etag, time.time(), metadata, content_type)
                 node.dir.marker, node.dir.asked = marker, time.monotonic()
-                node.metadata = metadata
+                core.stored.sent(node, metadata)
                 if node.parent is not None:
                     self.directories.note_directory(node)
 
@@ -235,16 +236,21 @@ class Namespace:
     @contextmanager
     def kept_for_open_handles(self, node: Node) -> Iterator[None]:
         """While the object goes: what open handles may still read is brought here, or copied aside when it is large."""
-        self._keep_for_open_handles(node)
-        draft, aside = node.draft, node.file.aside
+        state, before = node.file, node.draft
         try:
+            self._keep_for_open_handles(node)
             yield
         except BaseException:
-            if aside is not None and draft is not None and draft.base is not None and not node.unlinked:  # it did not go
-                draft.base.key, draft.base.etag = self.core.key_of(node), node.etag or ""
-                node.file.aside = None
-                with suppress(StoreError):
-                    self.core.store.delete(aside)
+            if not node.unlinked:  # it did not go
+                draft, aside = state.draft, state.aside
+                if aside is not None and draft is not None and draft.base is not None:
+                    draft.base.key, draft.base.etag = self.core.key_of(node), node.etag or ""
+                    state.aside = None
+                    with suppress(StoreError):
+                        self.core.store.delete(aside)
+                if before is None and draft is not None:  # nobody has written to it
+                    state.draft = None
+                    draft.close()
             raise
 
     def _keep_for_open_handles(self, node: Node) -> None:
@@ -255,17 +261,33 @@ class Namespace:
         draft = self.files.draft(node)
         if draft.base is None or draft.base_limit == 0:
             return
-        if draft.base_limit <= KEEP_OPEN:
+        try:
+            if draft.base_limit > KEEP_OPEN or not self._bring_here(draft):
+                aside = f"{core.config.prefix}{ORPHANS}{uuid.uuid4().hex}"
+                draft.base.etag = copy_object(core.store, draft.base.key, aside, draft.base.size, draft.base.etag)
+                draft.base.key = state.aside = aside
+        except OSError as failed:
+            if failed.errno not in (errno.ESTALE, errno.ENOENT):
+                raise
+            # Others replaced or deleted that version before: who has it open could not read it any more anyway.
+
+    def _bring_here(self, draft: Draft) -> bool:
+        """Read in what a draft still shows of its base. False: neither memory nor local disk has the room."""
+        make_room = self.core.committer.make_room
+        try:
             for start, end in draft.changed.gaps(0, draft.base_limit):
                 while start < end:
                     length = min(draft.part_size, end - start)
-                    draft.write(start, bytes(draft.read(start, length) or b""))
+                    piece = bytes(draft.read(start, length) or b"")
+                    make_room(draft, length)
+                    draft.write(start, piece)
                     start += length
-        else:
-            aside = f"{core.config.prefix}{ORPHANS}{uuid.uuid4().hex}"
-            draft.base.etag = copy_object(core.store, draft.base.key, aside, draft.base.size, draft.base.etag)
-            draft.base.key = aside
-            state.aside = aside
+            make_room(draft, 0)  # nobody writes to it any more who would see to that
+        except OSError as failed:
+            if failed.errno != errno.ENOSPC:
+                raise
+            return False
+        return True
 
     def gone(self, node: Node) -> None:
         """A node lost its name."""
@@ -312,7 +334,7 @@ class Namespace:
         core = self.core
         with core.lock:
             prefix = core.table.prefix_of(node)
-            if any(child.busy for child in (node.children or {}).values()):
+            if any(below.busy for below in core.table.below(node)):
                 raise error(errno.ENOTEMPTY)
         page = core.store.list(prefix, limit=2)
         if any(info.key != prefix for info in page.objects) or page.prefixes:

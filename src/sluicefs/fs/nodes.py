@@ -362,10 +362,11 @@ class NodeTable:
         self.drop_if_unused(node)
 
     def move(self, node: Node, parent: Node, name: str) -> None:
-        """Re-parent. The number stays, and so does every open handle."""
-        assert parent.children is not None and node.parent is not None and node.parent.children is not None
-        if node.parent.children.get(node.name) is node:
+        """Re-parent, also what was detached. The number stays, and so does every open handle."""
+        assert parent.children is not None
+        if node.parent is not None and node.parent.children is not None and node.parent.children.get(node.name) is node:
             del node.parent.children[node.name]
+        self.by_ino.setdefault(node.ino, node)
         node.parent, node.name = parent, name
         parent.children[name] = node
 
@@ -385,6 +386,10 @@ class NodeTable:
                 del parent.children[node.name]
             node.parent = None
             node = parent
+
+    def in_use(self, node: Node) -> bool:
+        """Is it, or anything below it, open or with unsent data?"""
+        return node.busy or any(below.busy for below in self.below(node))
 
     def below(self, node: Node) -> Iterator[Node]:
         """Every known node under a directory."""

@@ -181,17 +181,22 @@ class Renames:
             with core.lock:
                 old_key = core.table.key_of(node)
                 new_key = core.table.prefix_of(new_parent) + new_name
+                parent = node.parent
+                assert parent is not None
+            if node.draft is not None and node.draft.landed:
+                core.committer.commit(node)  # what is there may be an earlier try of it, which is no reason for ESTALE
             core.stored.learn(node)
             if target is not None:
                 locks.enter_context(self.names.kept_for_open_handles(target))
             if node.etag is None:  # never sent: it goes to its new name when it is
-                self._move(node, target, new_parent, new_name)
+                self._move(node, parent, target, new_parent, new_name)
                 covers = core.committer.covered_by(target) if target is not None else ""
                 replaces = target is not None and (target.etag is not None or core.committer.covers(target))
                 self.files.renamed_unsent(node, old_key, replaces, covers)
                 self.names.unsave(target)
                 return
             before = node.ctime_ns, node.own, node.name, node.etag
+            locks.enter_context(self._attributes_go_along(node))
             node.ctime_ns = time.time_ns()
             # The copy's Last-Modified is now, so a listing would show a new time for what was written long ago.
             node.own = node.own or abs(node.ctime_ns - node.mtime_ns) > NEAR
@@ -199,7 +204,10 @@ class Renames:
                 if core.stored.differs(node):
                     core.stored.announce(new_parent)
                 metadata, content_type = core.stored.metadata_of(node, name=new_name)
-                etag = copy_object(core.store, old_key, new_key, node.size_in_bucket, node.etag, metadata, content_type)
+                size = node.size_in_bucket
+                if node.draft is not None and node.draft.base is None:  # its size when it was cut to nothing is not known here
+                    size = core.store.head(old_key).size
+                etag = copy_object(core.store, old_key, new_key, size, node.etag, metadata, content_type)
             except (ConditionFailedError, NotFoundError):
                 core.directories.replaced(node)
                 raise error(errno.ESTALE, f"{old_key} was replaced or deleted by someone else") from None
@@ -210,17 +218,40 @@ class Renames:
             with core.lock:
                 self.files.reads_from(node, new_key, etag, moving=True)  # before the old name goes: it may be read meanwhile
             try:
+                self._record(node, new_key, replaces=target is not None)
                 self._delete_old(old_key, before[3], None if target is not None else new_key)
             except BaseException:
                 with core.lock:
                     self.files.reads_from(node, old_key, before[3])
+                core.committer.moved(node)
                 raise
-            self._move(node, target, new_parent, new_name)
+            self._move(node, parent, target, new_parent, new_name)
             with core.lock:
-                node.metadata, node.complete = metadata, True
-                node.file.attributes_due = 0.0
+                core.stored.sent(node, metadata)
                 self.files.rebase(node, new_key, etag)
-            core.committer.moved(node)
+            core.committer.moved(node, wait=False)
+
+    @contextmanager
+    def _attributes_go_along(self, node: Node) -> Iterator[None]:
+        """What was set before is in the copy; what is set meanwhile is sent by itself. The file's lock is held."""
+        with self.core.lock:
+            due, node.file.attributes_due = node.file.attributes_due, 0.0
+        try:
+            yield
+        except BaseException:
+            with self.core.lock:
+                node.file.attributes_due = node.file.attributes_due or due
+            raise
+
+    def _record(self, node: Node, new_key: str, *, replaces: bool) -> None:
+        """The copy is made: what is kept of unsent changes says where their base is now, or a crash would part the two."""
+        node.ctime_ns = max(time.time_ns(), node.ctime_ns + 1)  # else the copy would be taken for the change
+        try:
+            self.core.committer.moved(node, key=new_key)
+        except OSError:
+            if not replaces:
+                self._undo([new_key])
+            raise
 
     def _delete_old(self, old_key: str, etag: str, new_key: str | None) -> None:
         """The copy is made: take the old name away. If that fails, take the copy back, unless it replaced something.
@@ -258,12 +289,10 @@ class Renames:
             except StoreError:
                 self._leftovers.append(info)
 
-    def _move(self, node: Node, target: Node | None, new_parent: Node, new_name: str) -> None:
-        """The new name counts."""
+    def _move(self, node: Node, old_parent: Node, target: Node | None, new_parent: Node, new_name: str) -> None:
+        """The new name counts. Who asked for the old one meanwhile may have found that it is gone."""
         core = self.core
         with core.lock:
-            old_parent = node.parent
-            assert old_parent is not None
             if target is not None:
                 self.names.gone(target)
             core.directories.note(old_parent, node.name, None)
@@ -332,7 +361,8 @@ class Renames:
                 old_keys = [*copied, *self.names.marker_keys(node)]
                 with core.lock:
                     node.dir.marker, node.dir.foreign_marker, node.metadata = marker, None, metadata
-                self._move(node, target, new_parent, new_name)
+                assert node.parent is not None
+                self._move(node, node.parent, target, new_parent, new_name)
                 moved = True  # from here on the copies are what counts
                 self._follow(node, old_prefix, copied, aged)
                 for below in self._files_below(node):

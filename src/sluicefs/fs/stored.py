@@ -146,6 +146,15 @@ class StoredAttributes:
             return metadata, attributes.DIRECTORY_TYPE
         return metadata, node.content_type or attributes.content_type(name or node.name)
 
+    def sent(self, node: Node, metadata: dict[str, str]) -> None:
+        """The object has `metadata` now. xattrs that were set or removed here meanwhile stay so. Under `Core.lock`."""
+        ours = (node.metadata or {}).get("xattr")
+        if ours != metadata.get("xattr"):
+            metadata = {name: value for name, value in metadata.items() if name != "xattr"}
+            if ours is not None:
+                metadata["xattr"] = ours
+        node.metadata, node.complete = metadata, True
+
     # -- what a listing does not tell ----------------------------------------------------------------------------------------
 
     def complete(self, node: Node, listing: Listing) -> None:
@@ -214,7 +223,8 @@ class StoredAttributes:
                 state.stores_attributes = True
                 state.marker = ObjectInfo(key, 0, etag, time.time())
                 state.flag_of, state.asked = None, time.monotonic()
-            node.metadata, node.complete = metadata, True
+            with core.lock:
+                self.sent(node, metadata)
 
     @staticmethod
     def _is_flagged(node: Node) -> bool:

@@ -70,7 +70,7 @@ class WriteBack:
     def store(self, node: Node) -> None:
         """close(2), fsync(2): when this returns, the data survives a crash of this machine. The file's lock is held."""
         core, draft = self.core, node.draft
-        if draft is None or node.unlinked or node.parent is None:
+        if draft is None or node.unlinked:
             return
         if not draft.is_saved:
             if self.staged + draft.unsent > self.limit or (len(self._bytes) >= FILES and node not in self._bytes):
@@ -218,12 +218,13 @@ class WriteBack:
             records = [record for record in left.journal.records() if record.pending or everything]
             self.damaged |= dict.fromkeys(left.journal.damaged, f"its record in {left.path} is damaged")
             for record in records:
-                other, latest = found.get(record.key), (left.journal, record)
+                key = record.key
+                other, latest = found.get(key), (left.journal, record)
                 if other is not None:
                     if other[1].at > record.at:
                         other, latest = latest, other
                     self._outdated(*other, by=latest[0], found=found)
-                found[record.key] = latest
+                found[key] = latest
             if not records:
                 core.staging.give_back(left)
         self.damaged |= core.staging.damaged
@@ -273,5 +274,6 @@ class WriteBack:
             node = core.table.add(parent, name, 0o100000)
             core.directories.take_attributes(node, info)
             node.size, node.etag, node.complete = record.size, record.etag, record.complete
+        node.file.version = draft.base  # a rename tells it where its bytes are then
         node.file.draft = draft
         return node

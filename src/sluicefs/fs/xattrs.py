@@ -91,7 +91,7 @@ class ExtendedAttributes:
         if node.is_dir:
             self.namespace.store_directory_attributes(node)
         else:
-            self.files.attributes_changed(node)
+            self.files.attributes.changed(node)
 
     def _stored(self, node: Node) -> attributes.Xattrs:
         self.core.stored.learn(node)

@@ -108,7 +108,10 @@ class StagingFile:
     # -- with a journal -----------------------------------------------------------------------------------------------------
 
     def persist(self, folder: str, spans: list[tuple[int, int]]) -> tuple[str, list[str]]:
-        """Durable, in `folder`, that of the journal; `spans` are not written over from now on. The file's name, its sums."""
+        """Durable, in `folder`, that of the journal; `spans` are not written over from now on. The file's name, its sums.
+
+        Nor is what was frozen before, until `settled` says that no older record stands.
+        """
         with self._lock:
             self._make()
             if os.path.dirname(self._path) != folder:  # the journal is that of a mount that was taken over
@@ -118,10 +121,16 @@ class StagingFile:
             sums = [self._sum(number, there) for number, there in checks.grains(spans)]
             os.fsync(self._fd)
             sync_folder(folder)
-            self._frozen = SpanSet()
             for start, end in spans:
                 self._frozen.add(start, end)
             return self.name, sums
+
+    def settled(self, spans: list[tuple[int, int]]) -> None:
+        """The record that relies on `spans` is the only one."""
+        with self._lock:
+            self._frozen = SpanSet()
+            for start, end in spans:
+                self._frozen.add(start, end)
 
     def _sum(self, number: int, spans: list[tuple[int, int]]) -> str:
         known, found = self._sums.get(number, ([], ""))

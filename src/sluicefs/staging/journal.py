@@ -59,7 +59,8 @@ class Record:
     The bytes of `present` are in the data file `file` at their own offsets, or one after the other in the body. What is in
     `changed` and not `present` is zeros. `etag`: the object under `key` when this was stored (None: there was none of this
     file). `complete`: `metadata` is all there is. `replaces`: another object is under `key`, which this one takes the place
-    of. `pending`: to be sent without anybody asking; else the application was told of the failure, `error`, and `sluicefs
+    of. `landing`: the ETag that the object has if the upload that was just being completed was, "" where there was none.
+    `pending`: to be sent without anybody asking; else the application was told of the failure, `error`, and `sluicefs
     recover` decides. `at`: seconds since the epoch. `sums`: see `checks`, of the body or of the data file; [] where not known.
     """
 
@@ -74,6 +75,7 @@ class Record:
     sums: list[str] = field(default_factory=list)
     etag: str | None = None
     replaces: bool = False
+    landing: str = ""
     metadata: dict[str, str] = field(default_factory=dict)
     content_type: str | None = None
     complete: bool = True
@@ -93,6 +95,7 @@ class Record:
             "sums": self.sums,
             "etag": self.etag,
             "replaces": self.replaces,
+            "landing": self.landing,
             "metadata": self.metadata,
             "content_type": self.content_type,
             "complete": self.complete,
@@ -139,7 +142,8 @@ class Journal:
         self.path = os.path.join(folder, "journal")
         self._lock = threading.Lock()  # of the database
         self._waiting: list[_Ticket] = []
-        self._queue = threading.Lock()  # of `_waiting`
+        self._owed: list[Statement] = []  # what was to be forgotten and is not yet
+        self._queue = threading.Lock()  # of `_waiting` and `_owed`
         self.damaged: list[str] = []  # keys of rows that `records` passed over: they stay, and so does what they may name
         mode = "ro" if read_only else "rwc"
         try:
@@ -195,8 +199,17 @@ class Journal:
             )
 
     def forget(self, identity: str) -> None:
-        """The bucket has it, or nobody wants it. Durable: else a later change of the same name could be undone by it."""
-        self._commit(("DELETE FROM files WHERE id=?", (identity,)))
+        """The bucket has it, or nobody wants it. Durable: else a later change of the same name could be undone by it.
+
+        OSError: the disk refuses, and it goes with the next change that the disk takes.
+        """
+        statement: Statement = ("DELETE FROM files WHERE id=?", (identity,))
+        try:
+            self._commit(statement)
+        except OSError:
+            with self._queue:
+                self._owed.append(statement)
+            raise
 
     def records(self) -> list[Record]:
         """All records, oldest first, without their bodies. Damaged rows are passed over, logged and named in `damaged`."""
@@ -304,7 +317,11 @@ class Journal:
             if not ticket.done:
                 with self._queue:
                     batch, self._waiting = self._waiting, []
-                self._run(batch)
+                    owed, self._owed = _Ticket(self._owed), []
+                self._run([owed, *batch] if owed.statements else batch)
+                if owed.error is not None:
+                    with self._queue:
+                        self._owed = owed.statements + self._owed
         if ticket.error is not None:
             raise ticket.error
         return ticket.row
@@ -387,7 +404,7 @@ def _record(identity: Any, key: Any, at: Any, pending: Any, size: Any, head: Any
     record = Record(
         id=identity, key=key, at=at, pending=bool(pending), size=size, file=file, base=Base(**base) if base else None, **fields
     )
-    texts: list[Any] = [identity, key, record.error, *record.metadata, *record.metadata.values(), *record.sums]
+    texts: list[Any] = [identity, key, record.error, record.landing, *record.metadata, *record.metadata.values(), *record.sums]
     texts += [text for text in (record.etag, record.content_type, file) if text is not None]
     texts += [record.base.key, record.base.etag] if record.base is not None else []
     for text in texts:

@@ -7,6 +7,7 @@ removed). Offsets and lengths are bytes, times are seconds since the epoch, ETag
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -164,3 +165,12 @@ class Store(Protocol):
 
 
 StoreFailure = OSError
+
+
+def joined_etag(parts: Sequence[tuple[int, str]]) -> str | None:
+    """The ETag a multipart object of these parts has, None where the parts' ETags are not MD5s."""
+    try:
+        joined = b"".join(bytes.fromhex(etag) for _, etag in parts)
+    except ValueError:
+        return None
+    return f"{hashlib.md5(joined, usedforsecurity=False).hexdigest()}-{len(parts)}"

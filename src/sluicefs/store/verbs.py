@@ -16,7 +16,7 @@ from contextlib import suppress
 
 from sluicefs.errors import ConditionFailedError, NotFoundError, ShortBodyError, StoreError, UnreachableError
 from sluicefs.store import markers, wire
-from sluicefs.store.api import Buffer, Counters, ListPage, ObjectInfo, StoreFailure, Upload
+from sluicefs.store.api import Buffer, Counters, ListPage, ObjectInfo, StoreFailure, Upload, joined_etag
 from sluicefs.store.client import Budget, Client, Reply
 from sluicefs.store.rules import MAX_LIST, as_bytes_view, check_header, check_key, encode_metadata
 from sluicefs.store.sign import encode_path
@@ -308,13 +308,13 @@ class Verbs:
                 verb, "POST", key, read, query={"uploadId": upload_id}, headers=headers, body=body, budget=budget
             )
         except (ConditionFailedError, NotFoundError) as error:
-            expected = _joined_etag(parts)
+            expected = joined_etag(parts)
             if budget.repeated and expected and self._is_ours(key, expected):
                 return expected
             raise _as_condition(error, if_match) if error.code != "NoSuchUpload" else error from None
         except StoreError as error:
             if _may_have_landed(error):
-                error.landed = _joined_etag(parts) or ""
+                error.landed = joined_etag(parts) or ""
             raise
 
     def abort_upload(self, key: str, upload_id: str) -> None:
@@ -483,12 +483,3 @@ def _may_have_landed(error: StoreError) -> bool:
 
 def _md5(view: memoryview) -> str:
     return hashlib.md5(view, usedforsecurity=False).hexdigest()
-
-
-def _joined_etag(parts: Sequence[tuple[int, str]]) -> str | None:
-    """The ETag a multipart object of these parts has, None where the parts' ETags are not MD5s."""
-    try:
-        joined = b"".join(bytes.fromhex(etag) for _, etag in parts)
-    except ValueError:
-        return None
-    return f"{hashlib.md5(joined, usedforsecurity=False).hexdigest()}-{len(parts)}"
