@@ -99,12 +99,12 @@ def test_attributes_set_while_a_directory_is_copied_are_kept(store: Held, make: 
     monkeypatch.setattr(store, "_clock", lambda: 1e9)  # no second passes: a listing cannot tell
     old = fs.mkdir(ROOT_INO, b"old", 0o755, ME).ino
     x = write(fs, old, b"x", b"x")
-    write(fs, old, b"y", b"y")
     sub = fs.mkdir(old, b"sub", 0o755, ME).ino
+    fs.mkdir(old, b"tub", 0o755, ME)
     copied = threading.Event()
 
     def before(verb: str, key: str) -> None:
-        if key == "old/y" and not copied.is_set():
+        if key == "old/tub/" and not copied.is_set():
             while not {"new/x", "new/sub/"} <= store.content().keys():
                 time.sleep(0.01)
             copied.set()
