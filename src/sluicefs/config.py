@@ -119,13 +119,15 @@ def load(
         raise InvalidMountConfigError(
             f"{str(bucket)!r} is not a bucket's name (3 to 63 of a-z, 0-9, '-', '.'), nor a binding ({known})."
         )
-    prefixes = [general.pop("prefix", ""), binding.pop("prefix", ""), prefix, given.pop("prefix", "")]
+    from_environment = _from_environment(variables)
+    layers = (general, binding, from_environment, {"prefix": prefix}, given)
+    prefixes = [layer.pop("prefix", "") for layer in layers]
 
     values: dict[str, Any] = {}
     for source, layer in (
         (where, general),
         (f"[buckets.{name}] in {where}", binding),
-        ("the environment", _from_environment(variables)),
+        ("the environment", from_environment),
         ("", given),
     ):
         layer = {key: _checked(key, value, source) for key, value in layer.items()}

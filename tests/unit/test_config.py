@@ -112,6 +112,7 @@ def test_targets(target: str, expected: tuple[str, str]) -> None:
 def test_prefixes_add_up_and_end_in_a_slash(write: Any) -> None:
     file = write('[buckets.DATA]\nbucket = "data"\nprefix = "/team"\n')
     assert make("DATA:/users", {"prefix": "/1/"}, file=file).prefix == "team/users/1/"
+    assert make("DATA:/users", environment={"SLUICEFS_PREFIX": "of"}, file=file).prefix == "team/of/users/"
     assert make("bucket:/").prefix == ""
 
 
