@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import socket
 import stat
 import struct
@@ -35,12 +36,13 @@ class ControlError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class MountPoint:
-    """One line of the kernel's table of mounts. `source` is `sluicefs:BUCKET[:/PREFIX]` for ours."""
+    """One line of the kernel's table of mounts. `source` is `sluicefs:BUCKET[:/PREFIX]` for ours, `device` `MAJOR:MINOR`."""
 
     path: str
     fs_type: str
     source: str
     options: str
+    device: str
 
     @property
     def is_ours(self) -> bool:
@@ -171,13 +173,18 @@ def call_socket(path: str, verb: str, *, timeout: float | None = 10.0, **args: A
 
 
 def mount_table() -> list[MountPoint]:
-    """What is mounted in this process's view, in the kernel's order: of two on one path the later is on top."""
+    """What is mounted in this process's view, in the kernel's order: of two on one path the later is on top.
+
+    Read as bytes: anybody's path may hold what is not UTF-8, or any space or end of line but the kernel's own; a source may
+    be empty.
+    """
     rows = []
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-        for line in lines:
-            left, _, right = line.partition(" - ")
-            fs_type, source, options = right.split()[:3]
-            rows.append(MountPoint(_unescaped(left.split()[4]), fs_type, _unescaped(source), options))
+    with open("/proc/self/mountinfo", "rb") as file:
+        for line in file.read().split(b"\n")[:-1]:
+            left, _, right = line.partition(b" - ")
+            fields = left.split(b" ")
+            fs_type, source, options = map(_unescaped, right.split(b" ")[:3])
+            rows.append(MountPoint(_unescaped(fields[4]), fs_type, source, options, _unescaped(fields[2])))
     return rows
 
 
@@ -199,11 +206,9 @@ def _owner(row: MountPoint) -> int:
     return int(found[0]) if found else 0
 
 
-def _unescaped(text: str) -> str:
-    r"""The kernel writes space, tab, newline and backslash as \040, \011, \012, \134."""
-    for code, plain in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-        text = text.replace(code, plain)
-    return text
+def _unescaped(text: bytes) -> str:
+    r"""The kernel writes space, tab, newline, # and backslash as \040, \011, \012, \043, \134."""
+    return os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), text))
 
 
 def _peer(connection: socket.socket) -> int:

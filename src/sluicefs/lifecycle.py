@@ -201,7 +201,7 @@ def _log_file(mountpoint: str) -> str:
     """This mount's log in the user's state folder."""
     home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     folder = os.path.join(home, "sluicefs", "log")
-    name = os.path.basename(mountpoint) or "root"
+    name = os.fsencode(os.path.basename(mountpoint))[:64].decode(errors="ignore") or "root"  # a name has room for 255 bytes
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
     except OSError as error:

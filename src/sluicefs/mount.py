@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
+from urllib.parse import quote
 
 import llfuse
 import platformdirs
@@ -45,8 +46,10 @@ def staging_folder(config: Config) -> str:
 
 def fuse_options(config: Config) -> set[str]:
     """What is asked of libfuse 2.9 (mount.fuse(8))."""
+    # Quoted: a comma in a prefix would begin another option, and llfuse takes nothing but ASCII.
+    prefix = ":/" + quote(config.prefix.rstrip("/")) if config.prefix else ""
     options = {
-        f"fsname=sluicefs:{config.bucket}{':/' + config.prefix.rstrip('/') if config.prefix else ''}",
+        f"fsname=sluicefs:{config.bucket}{prefix}",
         "subtype=sluicefs",
         "default_permissions",
         "big_writes",
@@ -153,12 +156,10 @@ def _send_pending(fs: FileSystem, seconds: float) -> list[str]:
 def _raise_read_ahead(mountpoint: str) -> None:
     """Let the kernel ask 1 MiB ahead, so that 8 reads are in flight and not 2. Only root may; without it reading is slower."""
     try:
-        with open("/proc/self/mountinfo") as mounts:
-            for line in mounts:
-                fields = line.split()
-                if fields[4] == mountpoint.replace("\\", "\\134").replace(" ", "\\040"):
-                    with open(f"/sys/class/bdi/{fields[2]}/read_ahead_kb", "w") as setting:
-                        setting.write(str(READ_AHEAD_KIB))
+        found = next((row for row in reversed(control.mount_table()) if row.path == mountpoint and row.is_ours), None)
+        if found is not None:
+            with open(f"/sys/class/bdi/{found.device}/read_ahead_kb", "w") as setting:
+                setting.write(str(READ_AHEAD_KIB))
     except OSError as error:
         log.debug("the kernel's read-ahead stays as it is: %s", error)
 

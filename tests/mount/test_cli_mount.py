@@ -68,6 +68,27 @@ def test_a_folder_with_a_space_and_an_umlaut(user: User) -> None:
     assert user.objects() == ["a"]
 
 
+@pytest.mark.parametrize("name", [b"\xff\xa0".decode(errors="surrogateescape"), "a\u00a0\r\t\\b", "ü" * 127])
+def test_a_folder_of_any_name(user: User, name: str) -> None:
+    path = user.mount(name=name)
+    Path(path, "a").write_text("x")
+    assert json.loads(user.ok("status", path, "--json"))["mountpoint"] == path
+    user.variables["PYTHONIOENCODING"] = "ascii:strict"
+    user.ok("status", path)
+    user.ok("unmount", path)
+    assert user.objects() == ["a"]
+
+
+def test_a_prefix_of_any_characters_asks_nothing_of_fuse(user: User) -> None:
+    path = user.folder()
+    user.ok("mount", f"{user.bucket.name}:/a,allow_other/ü b\\,#", path)
+    Path(path, "x").write_text("x")
+    row = control.find_mount(path)
+    assert row is not None and "allow_other" not in row.options
+    user.ok("unmount", path)
+    assert user.objects() == ["a,allow_other/ü b\\,#/x"]
+
+
 def test_the_form_of_mount_8_and_fstab(user: User) -> None:
     program = os.path.join(os.path.dirname(sys.executable), "mount.sluicefs")
     path = user.folder()

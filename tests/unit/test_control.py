@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import socket
 import stat
@@ -109,5 +110,13 @@ def test_the_table_of_mounts_is_read() -> None:
     assert control.find_mount("/proc/self") is None
 
 
-def test_paths_with_spaces_and_backslashes_are_read() -> None:
-    assert control._unescaped(r"/a\040b\134040") == r"/a b\040"
+def test_whatever_anybody_mounted_the_table_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = (
+        rb"30 1 0:40 / /a\040b\134040 rw - tmpfs  rw",
+        b"31 1 0:41 / /a\xa0\xc2\xa0b\rc\x0b rw shared:1 - fuse.sluicefs sluicefs:b:/\\043 rw,user_id=0",
+    )
+    monkeypatch.setattr(control, "open", lambda *_: io.BytesIO(b"".join(line + b"\n" for line in lines)), raising=False)
+    one, two = control.mount_table()
+    assert (one.path, one.source, one.options) == (r"/a b\040", "", "rw")
+    assert (os.fsencode(two.path), two.source, two.device) == (b"/a\xa0\xc2\xa0b\rc\x0b", "sluicefs:b:/#", "0:41")
+    assert two.is_ours
