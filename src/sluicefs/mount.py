@@ -5,11 +5,13 @@ llfuse keeps one session per process, so a process serves one mount. The daemon 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import logging
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -111,19 +113,24 @@ def serve(config: Config, store: Store, *, ready: Callable[[], None]) -> None:
         ) from error
     with StopSignals() as stop_signals:
         fs = FileSystem(config, store, staging)
-        if not config.read_only:
-            fs.take_over()
-
-        server = control.Server(control.socket_path(config.mountpoint), _handlers(config, store, fs))
         try:
-            llfuse.init(_Operations(fs, config.mountpoint, ready), config.mountpoint, fuse_options(config))
-        except RuntimeError as error:
+            server = control.Server(control.socket_path(config.mountpoint), _handlers(config, store, fs))
+            server.start()  # before the mount: of two that begin at once on one folder, one ends here
+        except OSError as error:
             fs.close()
             raise MountError(
-                f"FUSE refused to mount {config.mountpoint}: {error}. `sluicefs doctor {config.bucket}` checks what is missing."
+                f"{config.mountpoint} cannot be mounted, as there can be no control socket: {error}. If another mount is being "
+                "made there, wait for it; else set XDG_RUNTIME_DIR to a folder of this user."
             ) from error
         try:
-            server.start()
+            if not config.read_only:
+                fs.take_over()
+            _mount(_Operations(fs, config.mountpoint, ready), config)
+        except BaseException:
+            server.close()
+            fs.close()
+            raise
+        try:
             reason = llfuse.main()
             log.info("%s", "unmounted" if reason is None else f"stopping on signal {signal.Signals(reason).name}")
         finally:
@@ -135,6 +142,25 @@ def serve(config: Config, store: Store, *, ready: Callable[[], None]) -> None:
     if failed:
         after = "the next mount sends them" if config.write_mode == "back" else f"`sluicefs recover {config.bucket}` has them"
         raise UnmountError(f"{len(failed)} files could not be sent to {config.bucket}, {after}: {', '.join(failed[:5])}")
+
+
+def _mount(operations: Operations, config: Config) -> None:
+    """llfuse.init. Raises MountError with what libfuse and fusermount had to say, which they write to stderr."""
+    with tempfile.TemporaryFile() as said:
+        stderr = os.dup(2)
+        os.dup2(said.fileno(), 2)
+        try:
+            llfuse.init(operations, config.mountpoint, fuse_options(config))
+        except RuntimeError as error:
+            why = os.pread(said.fileno(), 1000, 0).decode(errors="replace").strip() or error
+            raise MountError(
+                f"FUSE refused to mount {config.mountpoint}: {why}. `sluicefs doctor {config.bucket}` checks what is missing."
+            ) from error
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            with contextlib.suppress(OSError):
+                os.write(2, os.pread(said.fileno(), 1 << 20, 0))  # and what others logged meanwhile
 
 
 def _send_pending(fs: FileSystem, seconds: float) -> list[str]:

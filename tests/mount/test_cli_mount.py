@@ -190,6 +190,41 @@ def test_a_second_mount_on_a_live_one_is_refused_without_harm(user: User) -> Non
     user.ok("unmount", path)
 
 
+def test_of_two_that_mount_on_one_folder_at_once_one_wins(user: User) -> None:
+    path = user.folder()
+    both = [user.start("mount", user.bucket.name, path) for _ in range(2)]
+    said = [process.communicate(timeout=60)[1] for process in both]
+    assert sorted(process.returncode for process in both) == [0, 1], said
+    assert all("should not" not in text for text in said)
+    assert len([row for row in control.mount_table() if row.path == path]) == 1
+    user.ok("unmount", path)
+
+
+def test_a_mount_nobody_waits_for_any_more_is_not_made(user: User) -> None:
+    path = user.folder()
+    with FaultProxy(user.bucket.server.endpoint) as proxy:
+        proxy.add(Rule("delay", seconds=2.0))
+        process = user.start("mount", user.bucket.name, path, "--endpoint", proxy.url)
+        wait_until(lambda: proxy.counts)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=10)
+        assert process.returncode == 130
+        wait_until(lambda: not processes(path))
+    assert control.find_mount(path) is None
+
+
+def test_a_mount_whose_process_hangs_hangs_nobody_else(user: User) -> None:
+    path = user.mount()
+    pid = json.loads(user.ok("status", "--json", path))["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        assert "does not answer: timed out" in user.ok("status") and "clean up" not in user.ok("status", path)
+        assert "stays mounted" in user.fails(1, "unmount", path)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    user.ok("unmount", path)
+
+
 def test_what_a_crash_left_is_cleaned_up_by_the_next_mount(user: User) -> None:
     path = user.mount()
     Path(path, "a").write_text("x")
