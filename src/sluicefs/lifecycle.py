@@ -138,6 +138,11 @@ def stop(mountpoint: str, *, progress: Progress | None = None) -> None:
     try:
         process = control.call(row.path, "status")["pid"]
         failed = _flush(row.path, progress)
+    except TimeoutError:
+        raise UnmountError(
+            f"The process of the mount on {row.path} does not answer, so what is pending cannot be sent. It stays mounted; "
+            "look at its log, or end its process and unmount again."
+        ) from None
     except (OSError, control.ControlError):
         process, failed = None, {}  # it cannot be asked; it uploads what is pending when it notices
     if failed:
@@ -153,6 +158,8 @@ def stop(mountpoint: str, *, progress: Progress | None = None) -> None:
 
 def is_dead(path: str) -> bool:
     """The mount's process is gone: "transport endpoint is not connected"."""
+    if control.listens(path):
+        return False  # and a look at it would wait for it
     try:
         os.stat(path)
     except OSError as error:

@@ -102,6 +102,20 @@ def test_a_socket_left_by_a_crash_is_taken_over_a_live_one_is_not(server: contro
     assert control.call("/mnt/x", "echo") == {}
 
 
+def test_the_process_of_a_mount_is_found_wherever_its_socket_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another user's, as root sees it, or one that was started with another XDG_RUNTIME_DIR."""
+    row = control.MountPoint("/mnt/x", control.FS_TYPE, "sluicefs:b", f"rw,user_id={os.getuid()}", "0:41")
+    monkeypatch.setattr(control, "mount_table", lambda: [row])
+    places = [f"{tmp_path}/theirs", f"{tmp_path}/ours"]
+    monkeypatch.setattr(control, "_runtime_places", lambda uid: places)
+    server = control.Server(control.socket_path("/mnt/x"), {"echo": lambda args: args})
+    server.start()
+    places.reverse()
+    assert control.call("/mnt/x", "echo", a=1) == {"a": 1} and control.listens("/mnt/x")
+    server.close()
+    assert not control.listens("/mnt/x")
+
+
 def test_the_table_of_mounts_is_read() -> None:
     rows = {row.path: row for row in control.mount_table()}
     assert "/" in rows and rows["/proc"].fs_type == "proc"
