@@ -38,6 +38,7 @@ def check(config: Config) -> None:
     if config.allow_other and not allows_other():
         raise MountError("--allow-other needs the line user_allow_other in /etc/fuse.conf; add it, or mount as root.")
     _check_mountpoint(config.mountpoint)
+    _check_places(config)
     if config.cache_dir is not None:
         try:
             os.makedirs(config.cache_dir, mode=0o700, exist_ok=True)
@@ -185,6 +186,19 @@ def _check_mountpoint(path: str) -> None:
         raise MountError(f"The folder {path} is not writable for this user, so FUSE will not mount on it. Choose one of yours.")
 
 
+def _check_places(config: Config) -> None:
+    """What the mount's process writes to must not lie in its own mount, where each would wait for the other."""
+    for what, place, way in (
+        ("cache folder", config.cache_dir, "--cache-dir"),
+        ("log file", config.log_file, "--log-file"),
+        ("folder for unsent data and logs", _state_folder(), "XDG_STATE_HOME"),
+    ):
+        if place is not None and f"{os.path.realpath(place)}/".startswith(f"{config.mountpoint.rstrip('/')}/"):
+            raise InvalidMountConfigError(
+                f"The {what}, {place}, is inside the mountpoint {config.mountpoint}. Choose another place with {way}."
+            )
+
+
 def _check_mounted(path: str) -> None:
     """The parent's own look: what the process says it mounted is here, and answers."""
     try:
@@ -204,10 +218,14 @@ def _environment() -> dict[str, str]:
     return {**environment, "PYTHONPATH": os.pathsep.join(places)}
 
 
+def _state_folder() -> str:
+    home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return os.path.join(home, "sluicefs")
+
+
 def _log_file(mountpoint: str) -> str:
     """This mount's log in the user's state folder."""
-    home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    folder = os.path.join(home, "sluicefs", "log")
+    folder = os.path.join(_state_folder(), "log")
     name = os.fsencode(os.path.basename(mountpoint))[:64].decode(errors="ignore") or "root"  # a name has room for 255 bytes
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)

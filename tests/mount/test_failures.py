@@ -148,6 +148,15 @@ def test_a_cache_folder_that_cannot_be_written(user: User) -> None:
     assert "The cache folder" in said and "cannot be written" in said and "--cache-dir" in said
 
 
+def test_what_the_mount_writes_to_is_not_inside_it(user: User) -> None:
+    inside = str(user.home / "m" / "x")
+    assert "--cache-dir" in refused(user, "--cache-dir", inside, status=2)
+    assert "--log-file" in refused(user, "--log-file", inside, status=2)
+    said = user.fails(2, "mount", user.bucket.name, str(user.home))
+    assert "unsent data" in said and "inside the mountpoint" in said and "XDG_STATE_HOME" in said
+    assert "inside the mountpoint" in user.fails(2, "mount", user.bucket.name, "/")
+
+
 def test_a_folder_for_unsent_data_that_cannot_be_made(user: User) -> None:
     (user.home / "file").touch()
     user.variables["XDG_STATE_HOME"] = str(user.home / "file")
