@@ -39,6 +39,7 @@ class Config:
     provider: str = option("auto", "whose rules to follow", choices=("auto", "r2", "s3", "gcs", "other"))
     read_only: bool = option(False, "refuse every change with EROFS")
     allow_other: bool = option(False, "let other users see the mount")
+    noexec: bool = option(False, "let no program on the mount be run")
     uid: int | None = option(None, "owner of files that carry no owner [the mounting user]")
     gid: int | None = option(None, "group of files that carry no group [the mounting user's]")
     file_mode: int = option(0o644, "mode of files that carry no mode", unit="octal")
@@ -74,7 +75,7 @@ _DURATION = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*(ms|s|min|m|h|d|)")
 _SECONDS = {"ms": 0.001, "": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 # Words of mount(8), fstab(5) and libfuse that ask nothing of us.
 _TOLERATED = re.compile(
-    r"defaults|rw|(no)?(auto|fail|exec|suid|dev|diratime|relatime|user)|_netdev|users|owner|group|a?sync|noatime|atime"
+    r"defaults|rw|exec|(no)?(auto|fail|suid|dev|diratime|relatime|user)|_netdev|users|owner|group|a?sync|noatime|atime"
     r"|strictatime|nonempty|default_permissions"
 )
 _TOLERATED_KEYS = ("x-", "comment", "fsname", "subtype")

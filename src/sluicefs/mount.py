@@ -63,6 +63,8 @@ def fuse_options(config: Config) -> set[str]:
         options.add("allow_other")
     if config.read_only:
         options.add("ro")
+    if config.noexec:
+        options.add("noexec")
     return options
 
 

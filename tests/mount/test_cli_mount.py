@@ -92,9 +92,10 @@ def test_a_prefix_of_any_characters_asks_nothing_of_fuse(user: User) -> None:
 def test_the_form_of_mount_8_and_fstab(user: User) -> None:
     program = os.path.join(os.path.dirname(sys.executable), "mount.sluicefs")
     path = user.folder()
-    words = [program, user.bucket.name, path, "-o", "ro,noauto,_netdev,x-systemd.automount,umask=027"]
+    words = [program, user.bucket.name, path, "-o", "ro,noauto,noexec,_netdev,x-systemd.automount,umask=027"]
     subprocess.run(words, env=user.environment, cwd=user.home, check=True, timeout=60)
     assert os.stat(path).st_mode & 0o777 == 0o750
+    assert os.statvfs(path).f_flag & os.ST_NOEXEC
     with pytest.raises(OSError) as caught:
         os.mkdir(f"{path}/d")
     assert caught.value.errno == errno.EROFS
