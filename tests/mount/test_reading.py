@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from sluicefs.config import MiB
+from tests.faults.proxy import FaultProxy
+from tests.faults.rules import Rule
 from tests.mount.helpers import User
 
 FILES = {f"set/{number:02}.bin": random.Random(number).randbytes(9 * MiB + number) for number in range(12)}
@@ -86,3 +88,12 @@ def test_warm_says_what_is_wrong(filled: User) -> None:
     mount = filled.mount()
     assert "is not on a mount of sluicefs" in filled.fails(2, "warm", str(filled.home))
     assert "does not exist" in filled.fails(2, "warm", f"{mount}/nowhere")
+
+
+def test_warm_takes_a_store_that_is_away_for_that(filled: User) -> None:
+    with FaultProxy(filled.bucket.server.endpoint) as proxy:
+        mount = filled.mount("--endpoint", proxy.url, "--timeout", "1", "--attr-ttl", "0")
+        os.stat(f"{mount}/set")
+        proxy.add(Rule("status", status=403, code="AccessDenied"))
+        assert "cannot be read: Permission denied" in filled.fails(1, "warm", f"{mount}/set")
+        assert "cannot be read: Permission denied" in filled.fails(1, "warm", f"{mount}")

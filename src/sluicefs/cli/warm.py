@@ -118,16 +118,28 @@ def _mount_of(path: str) -> str:
 
 
 def _files(paths: tuple[str, ...]) -> Iterator[tuple[str, int]]:
-    """(path, bytes) of every regular file at or below the paths, links not followed."""
-    for path in paths:
-        real = os.path.realpath(path)
-        if not os.path.lexists(real):
-            raise InvalidMountConfigError(f"{path} does not exist.")
-        if not os.path.isdir(real):
-            yield real, os.path.getsize(real)
-            continue
-        for folder, _, names in os.walk(real):
-            for name in sorted(names):
-                found = os.lstat(os.path.join(folder, name))
-                if stat.S_ISREG(found.st_mode):
-                    yield os.path.join(folder, name), found.st_size
+    """(path, bytes) of every regular file at or below the paths, links not followed.
+
+    Raises InvalidMountConfigError for a path that is not there, BucketAccessError for what cannot be looked at.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    try:
+        for path in paths:
+            real = os.path.realpath(path)
+            try:
+                is_file = not stat.S_ISDIR(os.lstat(real).st_mode)
+            except FileNotFoundError:
+                raise InvalidMountConfigError(f"{path} does not exist.") from None
+            if is_file:
+                yield real, os.lstat(real).st_size
+                continue
+            for folder, _, names in os.walk(real, onerror=refuse):
+                for name in sorted(names):
+                    found = os.lstat(os.path.join(folder, name))
+                    if stat.S_ISREG(found.st_mode):
+                        yield os.path.join(folder, name), found.st_size
+    except OSError as error:
+        raise BucketAccessError(f"{error.filename} cannot be read: {error.strerror}. Nothing was fetched; try again.") from error
