@@ -118,9 +118,14 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().out == f"sluicefs {__version__}\n"
 
 
-def test_status_says_where_the_endpoint_ignores_conditions() -> None:
+def test_status_says_what_is_amiss() -> None:
     answer: dict[str, Any] = {"alive": True, "mountpoint": "/m", "bucket": "b", "prefix": "", "endpoint": "http://e", "pid": 1}
     answer |= {"started": 0.0, "read_only": False, "write_mode": "sync", "pending": {"files": 0, "bytes": 0}, "requests": {}}
     answer |= {"cache": {"used": 0, "budget": 0, "hits": 0, "misses": 0}, "retries": 0, "bytes_down": 0, "bytes_up": 0}
+    answer["disk"] = None
+    assert "disk" not in "\n".join(status_lines(answer))
+    disk = {"used": 1024, "limit": 2048, "on": False, "hits": 3, "misses": 4, "bytes_skipped": 10, "damaged": 0}
+    line = "  disk      1.0 KiB of 2.0 KiB, hits 3, misses 4, off for now, 10 B not taken"
+    assert line in status_lines({**answer, "disk": disk})
     for heeded, says in ((True, False), (None, False), (False, True)):
         assert ("ignores If-Match" in "\n".join(status_lines({**answer, "if_match": heeded}))) is says

@@ -109,6 +109,7 @@ def _lines(answer: dict[str, Any]) -> list[str]:
         f"  {mode}, process {answer['pid']}, up {hours}:{minutes:02}:{seconds:02}",
         f"  pending   {pending['files']} files, {size(pending['bytes'])}",
         f"  memory    {size(cache['used'])} of {size(cache['budget'])}, hits {cache['hits']}, misses {cache['misses']}",
+        *_disk(answer["disk"]),
         f"  requests  {requests}; retries {answer['retries']}",
         f"  moved     {size(answer['bytes_down'])} down, {size(answer['bytes_up'])} up",
     ]
@@ -117,3 +118,17 @@ def _lines(answer: dict[str, Any]) -> list[str]:
     if answer.get("left_out"):
         lines.append(f"  left out  keys that cannot be file names: {', '.join(map(repr, answer['left_out'][:5]))}")
     return lines
+
+
+def _disk(disk: dict[str, Any] | None) -> list[str]:
+    """The line on the disk cache, if there is one; what is amiss with it at its end."""
+    if disk is None:
+        return []
+    words = [f"{size(disk['used'])} of {size(disk['limit'])}", f"hits {disk['hits']}, misses {disk['misses']}"]
+    if not disk["on"]:
+        words.append("off for now")
+    if disk["bytes_skipped"]:
+        words.append(f"{size(disk['bytes_skipped'])} not taken")
+    if disk["damaged"]:
+        words.append(f"{disk['damaged']} damaged")
+    return [f"  disk      {', '.join(words)}"]
