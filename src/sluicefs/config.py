@@ -152,6 +152,13 @@ def split_target(target: str) -> tuple[str, str]:
     return bucket, prefix
 
 
+def bucket_of(target: str) -> str:
+    """The bucket of a `target` as `load` takes it. Raises InvalidMountConfigError."""
+    name, _ = split_target(target)
+    _, bindings = _split_document(*reversed(_read_file(None, os.environ)))
+    return str(bindings.get(name, {}).get("bucket", name))
+
+
 def parse_mount_options(text: str) -> dict[str, Any]:
     """Options in fstab form, `k=v,k2,…`, as flags. Words that only mean something to mount(8) are passed over."""
     flags: dict[str, Any] = {}

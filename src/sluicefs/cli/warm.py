@@ -142,4 +142,4 @@ def _files(paths: tuple[str, ...]) -> Iterator[tuple[str, int]]:
                     if stat.S_ISREG(found.st_mode):
                         yield os.path.join(folder, name), found.st_size
     except OSError as error:
-        raise BucketAccessError(f"{error.filename} cannot be read: {error.strerror}. Nothing was fetched; try again.") from error
+        raise BucketAccessError(f"{error.filename} cannot be read: {error.strerror}. Nothing was fetched yet.") from error
