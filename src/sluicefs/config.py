@@ -108,6 +108,8 @@ def load(
     """
     variables = os.environ if environment is None else environment
     given = {name: value for name, value in (flags or {}).items() if value is not None}
+    if not mountpoint:
+        raise InvalidMountConfigError("The mountpoint is empty: name a folder.")
     name, prefix = split_target(target)
     where, document = _read_file(file, variables)
     general, bindings = _split_document(document, where)
@@ -150,6 +152,11 @@ def split_target(target: str) -> tuple[str, str]:
     if not bucket:
         raise InvalidMountConfigError(f"{target!r} names no bucket: write BUCKET or BUCKET:/PREFIX.")
     return bucket, prefix
+
+
+def is_bucket_name(text: str) -> bool:
+    """S3 takes `text` for a bucket's name, as far as its letters go."""
+    return _BUCKET.fullmatch(text) is not None
 
 
 def bucket_of(target: str) -> str:

@@ -194,3 +194,11 @@ def test_only_debug_shows_a_traceback(user: User) -> None:
     assert done.returncode == 1
     assert "Traceback" in done.stderr and "There is no bucket" in done.stderr
     assert user.bucket.server.secret_key not in done.stderr
+    user.variables["SLUICEFS_LOG_LEVEL"] = "debug"
+    assert "Traceback" in user.run("status", "/nowhere").stderr, "where there is no such option"
+
+
+def test_a_log_file_that_cannot_be_written(user: User) -> None:
+    for words in (["-f"], []):
+        said = refused(user, "--log-file", "/proc/nowhere/x", *words)
+        assert "/proc/nowhere/x" in said and "should not" not in said

@@ -100,7 +100,11 @@ def test_sizes_for_people(count: int, text: str) -> None:
         (["frobnicate"], 2),
         (["mount", "bucket", "/mnt", "--frobnicate"], 2),
         (["mount", "bucket", "/mnt", "--memory", "x"], 2),
+        (["mount", "bucket", ""], 2),
         (["unmount", "/nowhere"], 1),
+        (["unmount", ""], 2),
+        (["dev-server", "--bucket", "B"], 2),
+        (["dev-server", "--keep", "/proc/nowhere"], 1),
     ],
 )
 def test_exit_statuses(arguments: list[str], status: int, capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,7 +112,7 @@ def test_exit_statuses(arguments: list[str], status: int, capsys: pytest.Capture
         main(arguments)
     assert (ended.value.code or 0) == status
     said = capsys.readouterr()
-    assert "Traceback" not in said.err
+    assert "Traceback" not in said.err and "should not" not in said.err
     assert bool(said.err) == bool(status)
 
 

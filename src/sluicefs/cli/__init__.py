@@ -82,11 +82,13 @@ def main(arguments: list[str] | None = None) -> None:
         if _wants_trace(arguments):
             traceback.print_exc()
         click.echo(
-            f"sluicefs: failed in a way it should not: {type(error).__name__}: {error}. --log-level debug shows where.",
+            f"sluicefs: failed in a way it should not: {type(error).__name__}: {error}. SLUICEFS_LOG_LEVEL=debug shows where.",
             err=True,
         )
         sys.exit(1)
 
 
 def _wants_trace(arguments: list[str]) -> bool:
+    if os.environ.get("SLUICEFS_LOG_LEVEL") == "debug":  # for the commands that have no such option
+        return True
     return "--log-level=debug" in arguments or ("--log-level", "debug") in itertools.pairwise(arguments)
