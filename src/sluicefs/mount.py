@@ -120,9 +120,14 @@ def serve(config: Config, store: Store, *, ready: Callable[[], None]) -> None:
             server.start()  # before the mount: of two that begin at once on one folder, one ends here
         except OSError as error:
             fs.close()
+            if error.errno == errno.EADDRINUSE:
+                raise MountError(
+                    f"The process of another mount on {config.mountpoint} is still there: one that is being made, or one that "
+                    "was unmounted and sends what is pending. Wait for it."
+                ) from error
             raise MountError(
-                f"{config.mountpoint} cannot be mounted, as there can be no control socket: {error}. If another mount is being "
-                "made there, wait for it; else set XDG_RUNTIME_DIR to a folder of this user."
+                f"{config.mountpoint} cannot be mounted, as there can be no control socket: {error}. Set XDG_RUNTIME_DIR to a "
+                "folder of this user."
             ) from error
         try:
             if not config.read_only:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from sluicefs.config import MiB
 from tests.faults.proxy import FaultProxy
 from tests.faults.rules import Rule
-from tests.mount.helpers import User
+from tests.mount.helpers import User, wait_until
 
 FILES = {f"set/{number:02}.bin": random.Random(number).randbytes(9 * MiB + number) for number in range(12)}
 
@@ -97,3 +98,18 @@ def test_warm_takes_a_store_that_is_away_for_that(filled: User) -> None:
         proxy.add(Rule("status", status=403, code="AccessDenied"))
         assert "cannot be read: Permission denied" in filled.fails(1, "warm", f"{mount}/set")
         assert "cannot be read: Permission denied" in filled.fails(1, "warm", f"{mount}")
+
+
+def test_warm_ends_on_ctrl_c_in_the_middle_of_a_file(user: User) -> None:
+    store = user.bucket.store()
+    store.put("long", bytearray(48 * MiB))
+    store.close()
+    with FaultProxy(user.bucket.server.endpoint) as proxy:
+        mount = user.mount("--endpoint", proxy.url)
+        proxy.add(Rule("delay", verb="GetObject", seconds=1.0))
+        process = user.start("warm", mount)
+        wait_until(lambda: proxy.counts["GetObject"])
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert status(user, mount)["bytes_down"] < 32 * MiB

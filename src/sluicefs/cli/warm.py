@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -30,7 +31,8 @@ def warm(paths: tuple[str, ...]) -> None:
     total = sum(size for _, size in files)
     columns = (TextColumn("warming"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     failed: list[str] = []
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    stop = threading.Event()  # Ctrl-C: the readers do not go on to the end of their files
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("warm", total=total)
 
         def read(path: str) -> None:
@@ -38,14 +40,18 @@ def warm(paths: tuple[str, ...]) -> None:
                 with open(path, "rb", buffering=0) as file:
                     if disks:  # what only the kernel holds would not come by
                         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-                    while disks.wait() and (piece := file.read(PIECE)):
+                    while not stop.is_set() and disks.wait() and (piece := file.read(PIECE)):
                         progress.advance(task, len(piece))
             except OSError as error:
                 failed.append(f"{path}: {error.strerror}")
 
         with ThreadPoolExecutor(READERS) as pool:
-            for _ in pool.map(read, (path for path, _ in files)):
-                pass
+            try:
+                for _ in pool.map(read, (path for path, _ in files)):
+                    pass
+            except BaseException:
+                stop.set()
+                raise
         skipped = disks.finish()
     if failed:
         raise BucketAccessError(f"{len(failed)} of {len(files)} files could not be read: {'; '.join(failed[:5])}")
