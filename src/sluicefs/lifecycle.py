@@ -295,8 +295,8 @@ def _unmount(path: str, *, lazily: bool = False) -> None:
 
 
 def _users(path: str) -> list[str]:
-    """Processes with a file open or their working folder below `path`, as far as we may see; only links are read."""
-    found = []
+    """Mounts below `path`, and processes with a file open or their working folder there; only links are read."""
+    found = [f"the mount on {row.path}" for row in control.mount_table() if row.path.startswith(f"{path}/")]
     for process in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):
             links = [f"/proc/{process}/cwd", *(f"/proc/{process}/fd/{n}" for n in os.listdir(f"/proc/{process}/fd"))]

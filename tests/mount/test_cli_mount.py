@@ -169,6 +169,14 @@ def test_unmount_while_busy_loses_nothing(user: User) -> None:
     assert read(user.bucket, "a") == b"one two"
 
 
+def test_unmount_names_a_mount_inside(user: User) -> None:
+    path = user.mount()
+    inner = user.mount(name="m/inner")
+    assert f"is in use by the mount on {inner}" in user.fails(1, "unmount", path)
+    user.ok("unmount", inner)
+    user.ok("unmount", path)
+
+
 def test_unmount_while_the_store_is_away_keeps_the_data_mounted(user: User) -> None:
     with FaultProxy(user.bucket.server.endpoint) as proxy:
         path = user.mount("--endpoint", proxy.url, "--timeout", "2")

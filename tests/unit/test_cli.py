@@ -131,5 +131,8 @@ def test_status_says_what_is_amiss() -> None:
     disk = {"used": 1024, "limit": 2048, "on": False, "hits": 3, "misses": 4, "bytes_skipped": 10, "damaged": 0}
     line = "  disk      1.0 KiB of 2.0 KiB, hits 3, misses 4, off for now, 10 B not taken"
     assert line in status_lines({**answer, "disk": disk})
+    left_out = [f"a//{n}" for n in range(6)]
+    line = "  left out  9 keys that cannot be file names: 'a//0', 'a//1', 'a//2', 'a//3', 'a//4', …"
+    assert line in status_lines({**answer, "left_out": left_out, "left_out_count": 9})
     for heeded, says in ((True, False), (None, False), (False, True)):
         assert ("ignores If-Match" in "\n".join(status_lines({**answer, "if_match": heeded}))) is says

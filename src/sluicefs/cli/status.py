@@ -116,7 +116,9 @@ def _lines(answer: dict[str, Any]) -> list[str]:
     if answer.get("if_match") is False:
         lines.append("  note      the endpoint ignores If-Match: two writers within one round trip can lose a change")
     if answer.get("left_out"):
-        lines.append(f"  left out  keys that cannot be file names: {', '.join(map(repr, answer['left_out'][:5]))}")
+        some = ", ".join(map(repr, answer["left_out"][:5]))
+        more = ", …" if answer["left_out_count"] > 5 else ""
+        lines.append(f"  left out  {answer['left_out_count']} keys that cannot be file names: {some}{more}")
     return lines
 
 
