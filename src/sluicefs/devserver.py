@@ -122,6 +122,11 @@ class DevServer:
             self.stop()
             raise
 
+    def wait(self) -> None:
+        """Until the server ends by itself, which is a DevServerError."""
+        assert self._process is not None
+        raise DevServerError(f"{self.kind} ended with status {self._process.wait()}: start it again")
+
     def stop(self) -> None:
         """Ends the server; kept data is written out first, which can take SeaweedFS 15 seconds."""
         process, self._process = self._process, None

@@ -329,3 +329,12 @@ def test_dev_server_prints_what_a_shell_needs(user: User) -> None:
         server.send_signal(signal.SIGINT)
         _, err = server.communicate(timeout=30)
     assert server.returncode == 0 and "Traceback" not in err
+
+
+def test_dev_server_ends_with_its_server(user: User) -> None:
+    starter = user.start("dev-server")
+    assert starter.stdout is not None and "export" in [starter.stdout.readline() for _ in range(2)][1]
+    children = " ".join(found.read_text() for found in Path(f"/proc/{starter.pid}/task").glob("*/children")).split()
+    os.kill(int(children[0]), signal.SIGKILL)
+    _, err = starter.communicate(timeout=30)
+    assert starter.returncode == 1 and "ministack ended with status -9" in err and "Traceback" not in err

@@ -44,7 +44,6 @@ def dev_server(keep: str | None, port: int, bucket: str) -> None:
         click.echo(f"export AWS_REGION={server.region}")
         click.echo("# Running until Ctrl-C.", err=True)
         try:
-            while True:
-                signal.pause()
+            server.wait()
         except KeyboardInterrupt:
             click.echo("# Stopping.", err=True)
