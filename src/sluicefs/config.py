@@ -166,6 +166,18 @@ def bucket_of(target: str) -> str:
     return str(bindings.get(name, {}).get("bucket", name))
 
 
+def usual_cache_dir() -> str:
+    """The disk cache of mounts that name none: the environment's, the config file's, else the user's own."""
+    general, _ = _split_document(*reversed(_read_file(None, os.environ)))
+    found = os.environ.get("SLUICEFS_CACHE_DIR") or general.get("cache_dir")
+    return str(_checked("cache_dir", found or _own_cache_dir(), ""))
+
+
+def _own_cache_dir() -> str:
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.path.join(home, "sluicefs")
+
+
 def parse_mount_options(text: str) -> dict[str, Any]:
     """Options in fstab form, `k=v,k2,…`, as flags. Words that only mean something to mount(8) are passed over."""
     flags: dict[str, Any] = {}
@@ -328,14 +340,17 @@ def _converted(name: str, value: Any) -> Any:
         raise ValueError({"str": "must be text", "int": "must be a whole number", "float": "must be a number"}[kind])
     if kind == "str" and re.search("[\0-\x1f\x7f]", value):
         raise ValueError("must not hold control characters")
+    if name in _PLACES and not value:
+        raise ValueError("must not be empty")
     if choices and value not in choices:
         raise ValueError(f"must be one of {', '.join(choices)}")
     low, high, words = _BOUNDS.get(name, (0, float("inf"), "must not be negative"))
     if kind != "str" and not low <= value <= high:
         raise ValueError(words)
-    return os.path.abspath(os.path.expanduser(value)) if name in ("cache_dir", "ca_bundle", "log_file") else value
+    return os.path.abspath(os.path.expanduser(value)) if name in _PLACES else value
 
 
+_PLACES = ("cache_dir", "ca_bundle", "log_file")
 _SWITCH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 _MODES = (0, 0o7777, "must be an octal mode of at most 7777")
 _BOUNDS: dict[str, tuple[float, float, str]] = {
@@ -392,8 +407,7 @@ def _derive(values: dict[str, Any], bucket: str) -> None:
     if values.get("memory") is None:
         values["memory"] = max(64 * MiB, min(512 * MiB, memory_limit() // 4))
     if values.get("cache_size") is not None and values.get("cache_dir") is None:
-        home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        values["cache_dir"] = os.path.join(home, "sluicefs")
+        values["cache_dir"] = _own_cache_dir()
     elif values.get("cache_dir") is not None and values.get("cache_size") is None:
         values["cache_size"] = 10 * GiB
 

@@ -207,6 +207,7 @@ def test_wrong_options_in_fstab_form(words: str, says: str) -> None:
         ({"attr_ttl": "nan"}, "--attr-ttl must be a time"),
         ({"attr_ttl": float("nan")}, "--attr-ttl must be between"),
         ({"attrs": "some"}, "--attrs must be one of auto, listing, full"),
+        ({"cache_dir": ""}, "--cache-dir must not be empty"),
         ({"write_mode": "fast"}, "--write-mode must be one of sync, back"),
         ({"read_only": "maybe"}, "--read-only must be true or false"),
         ({"region": 7}, "--region must be text"),
