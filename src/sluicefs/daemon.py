@@ -90,6 +90,7 @@ def log_to(config: Config, path: str | None) -> None:
     else:
         from logging.handlers import RotatingFileHandler
 
+        os.umask(0o077)
         handler = RotatingFileHandler(path, maxBytes=_LOG_SIZE, backupCount=3)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=config.log_level.upper(), handlers=[handler], force=True)

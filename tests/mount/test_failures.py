@@ -66,6 +66,20 @@ def test_no_credentials_names_every_place_looked_at(user: User) -> None:
         assert place in said
 
 
+@pytest.mark.parametrize("line", ["[broken", "credential_process = /bin/false", "credential_process = /nowhere"])
+def test_broken_sources_of_credentials(user: User, line: str) -> None:
+    user.variables.update(AWS_ACCESS_KEY_ID="", AWS_SECRET_ACCESS_KEY="")
+    (user.home / ".aws").mkdir()
+    (user.home / ".aws" / "config").write_text(f"[default]\n{line}\n")
+    said = refused(user)
+    assert said.startswith("The credentials cannot be had: ") and "~/.aws" in said
+
+
+def test_a_proxy_that_is_not_there(user: User) -> None:
+    user.variables.update(http_proxy="http://127.0.0.1:9", no_proxy="")
+    assert "the proxy 127.0.0.1:9 cannot be reached" in refused(user, "--timeout", "1")
+
+
 def test_an_unknown_bucket(user: User) -> None:
     assert "There is no bucket 'no-such-bucket' at http://127.0.0.1" in refused(user, bucket="no-such-bucket")
 
