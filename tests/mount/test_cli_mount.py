@@ -313,6 +313,7 @@ def test_doctor_says_what_is_wrong_and_the_fix(user: User) -> None:
     done = user.run("doctor", user.bucket.name)
     assert done.returncode == 1
     assert "FAIL  list" in done.stdout and "The secret key does not belong to" in done.stdout
+    assert not done.stderr
 
 
 def test_dev_server_prints_what_a_shell_needs(user: User) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import email.utils
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -49,6 +50,7 @@ def doctor(target: str, as_json: bool, **given: Any) -> None:
 
     The exit status is 0 if all is well.
     """
+    logging.getLogger("sluicefs").addHandler(logging.NullHandler())  # what would be logged is a finding
     config = config_from(target, "/", given)
     findings = []
     for finding in examine(config):
