@@ -248,6 +248,17 @@ def test_what_a_crash_left_is_cleaned_up_by_the_next_mount(user: User) -> None:
     user.ok("unmount", path)
 
 
+def test_what_a_crash_left_is_seen_though_the_kernel_remembers_its_root(user: User) -> None:
+    path = user.mount("--attr-ttl", "1h")
+    os.stat(path)
+    os.kill(processes(path)[0], signal.SIGKILL)
+    wait_until(lambda: not processes(path))
+    os.stat(path)
+    assert "its process is gone" in user.ok("status", path)
+    user.ok("mount", user.bucket.name, path)
+    user.ok("unmount", path)
+
+
 def test_what_a_crash_left_is_cleaned_up_by_unmount(user: User) -> None:
     path = user.mount()
     os.kill(processes(path)[0], signal.SIGKILL)
