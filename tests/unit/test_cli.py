@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from sluicefs import __version__
-from sluicefs.cli import cli, main
+from sluicefs.cli import cli, doctor, main
 from sluicefs.cli.mount import mount
 from sluicefs.cli.options import config_from, size
 from sluicefs.cli.run import split_mount
@@ -136,3 +137,14 @@ def test_status_says_what_is_amiss() -> None:
     assert line in status_lines({**answer, "left_out": left_out, "left_out_count": 9})
     for heeded, says in ((True, False), (None, False), (False, True)):
         assert ("ignores If-Match" in "\n".join(status_lines({**answer, "if_match": heeded}))) is says
+
+
+def test_doctor_sees_a_fusermount_that_may_not_mount(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "fusermount"
+    program.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(doctor.os, "getuid", lambda: 1000)
+    found = doctor._fusermount()
+    assert not found.ok and f"chmod u+s {program}" in found.fix
+    program.chmod(0o4755)
+    assert doctor._fusermount().ok

@@ -11,6 +11,7 @@ import secrets
 import shutil
 import socket
 import ssl
+import stat
 import time
 import urllib.error
 import urllib.request
@@ -102,6 +103,8 @@ def _fusermount() -> Finding:
     program = shutil.which("fusermount")
     if program is None:
         return Finding("fusermount", os.getuid() == 0, "missing", "Install it: apt-get install fuse.")
+    if os.getuid() != 0 and not os.stat(program).st_mode & stat.S_ISUID:
+        return Finding("fusermount", False, f"{program} may not mount", f"It must be setuid root: chmod u+s {program} as root.")
     return Finding("fusermount", True, program)
 
 
