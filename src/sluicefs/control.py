@@ -233,8 +233,8 @@ def real_path(path: str) -> str:
     """`os.path.realpath`, but for a mount of sluicefs itself without a look at it."""
     ours = {row.path for row in mount_table() if row.is_ours}
     for _ in range(40):  # links, as many as the kernel follows
-        folder, name = os.path.split(os.path.abspath(path))
-        path = os.path.join(os.path.realpath(folder), name)
+        folder, name = os.path.split(path.rstrip("/") or "/")
+        path = os.path.realpath(path) if name in ("", ".", "..") else os.path.join(os.path.realpath(folder), name)
         if path in ours or not os.path.islink(path):
             return path
         path = os.path.join(os.path.dirname(path), os.readlink(path))

@@ -134,3 +134,18 @@ def test_whatever_anybody_mounted_the_table_is_read(monkeypatch: pytest.MonkeyPa
     assert (one.path, one.source, one.options) == (r"/a b\040", "", "rw")
     assert (os.fsencode(two.path), two.source, two.device) == (b"/a\xa0\xc2\xa0b\rc\x0b", "sluicefs:b:/#", "0:41")
     assert two.is_ours
+
+
+def test_a_path_is_followed_as_the_kernel_does_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "far/away").mkdir(parents=True)
+    (tmp_path / "far/m").mkdir()
+    (tmp_path / "m").mkdir()
+    (tmp_path / "link").symlink_to("far/away")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "to-m").symlink_to("link/../m")
+    monkeypatch.chdir(tmp_path)
+    row = control.MountPoint(f"{tmp_path}/far/m", control.FS_TYPE, "sluicefs:b", "rw", "0:41")
+    monkeypatch.setattr(control, "mount_table", lambda: [row])
+    for path in ("m", "m/", "./m", "link/../m", "link/..", "to-m", "to-m/", "", ".", "/", "nowhere/x", str(tmp_path / "m/.")):
+        assert control.real_path(path) == os.path.realpath(path), path
+    control.real_path("loop")

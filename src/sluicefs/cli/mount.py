@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Any
 
@@ -40,7 +39,7 @@ def unmount(directory: str) -> None:
         raise InvalidMountConfigError("The mountpoint is empty: name a folder.")
     bar = _Bar()
     try:
-        lifecycle.stop(os.path.abspath(directory), progress=bar.show)
+        lifecycle.stop(directory, progress=bar.show)
     finally:
         bar.close()
 
