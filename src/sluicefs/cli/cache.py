@@ -80,7 +80,7 @@ def verify(cache_dir: str | None) -> None:
 
 def _with_folder(cache_dir: str | None, work: Callable[[Folder], None], *, lock: bool = True) -> None:
     """Call `work` with the cache's folder, which must be there."""
-    place = os.path.abspath(os.path.expanduser(cache_dir)) if cache_dir else usual_cache_dir()
+    place = os.path.abspath(os.path.expanduser(cache_dir)) if cache_dir is not None else usual_cache_dir()
     if not os.path.isdir(os.path.join(place, "blocks")):
         raise InvalidMountConfigError(f"There is no disk cache in {place}. Name its folder with --cache-dir.")
     try:
