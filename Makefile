@@ -60,6 +60,7 @@ types: $(STAMPS)/engine
 test: $(STAMPS)/engine $(STAMPS)/programs
 	timeout --kill-after=20 1500 $(PYTEST) $(PARALLEL) $(TESTS) -m 'not soak' $(ARGS)
 
+# SERVER=seaweedfs: a second pass, on that server.
 test-mount: $(STAMPS)/engine $(STAMPS)/programs
 	timeout --kill-after=20 1500 $(PYTEST) $(PARALLEL) tests/mount tests/faults -m 'not soak' $(ARGS)
 

@@ -39,7 +39,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def ministack() -> Iterator[DevServer]:
-    with DevServer("ministack") as server:
+    """MiniStack, or for a second pass the server that SERVER names."""
+    kind = os.environ.get("SERVER", "ministack")
+    with DevServer(kind, in_memory=kind == "seaweedfs") as server:
         yield server
 
 

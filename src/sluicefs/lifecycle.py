@@ -30,6 +30,7 @@ Progress = Callable[[int, int], None]
 """Called with the files and the bytes still to be uploaded."""
 
 _PATIENCE = 60.0  # seconds the process may take to answer, beyond the store's timeout
+_END_SECONDS = 3.0  # what a process without a mount and without pending uploads may take to end
 
 
 def check(config: Config) -> None:
@@ -310,12 +311,20 @@ def _users(path: str) -> list[str]:
 
 
 def _wait_for_end(process: int, path: str) -> None:
-    """Until the mount's process has ended: only then is everything done."""
+    """Until the mount's process has ended: only then is everything done.
+
+    It goes on by itself where another mount namespace (a container that got the folder) still has the mount, so after a moment
+    it is told to stop; there the mount is "not connected" then.
+    """
     try:
         handle = os.pidfd_open(process)
     except OSError:
         return  # gone already
     try:
+        if select.select([handle], [], [], _END_SECONDS)[0]:
+            return
+        with contextlib.suppress(OSError, control.ControlError):
+            control.call(path, "stop")
         if not select.select([handle], [], [], 600)[0]:
             raise UnmountError(f"{path} is unmounted, but its process {process} still runs after ten minutes. Look at its log.")
     finally:

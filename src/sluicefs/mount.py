@@ -116,7 +116,7 @@ def serve(config: Config, store: Store, *, ready: Callable[[], None]) -> None:
     with StopSignals() as stop_signals:
         fs = FileSystem(config, store, staging)
         try:
-            server = control.Server(control.socket_path(config.mountpoint), _handlers(config, store, fs))
+            server = control.Server(control.socket_path(config.mountpoint), _handlers(config, store, fs, stop_signals))
             server.start()  # before the mount: of two that begin at once on one folder, one ends here
         except OSError as error:
             fs.close()
@@ -197,7 +197,9 @@ def _raise_read_ahead(mountpoint: str) -> None:
         log.debug("the kernel's read-ahead stays as it is: %s", error)
 
 
-def _handlers(config: Config, store: Store, fs: FileSystem) -> dict[str, Callable[[dict[str, Any]], dict[str, Any]]]:
+def _handlers(
+    config: Config, store: Store, fs: FileSystem, stop_signals: StopSignals
+) -> dict[str, Callable[[dict[str, Any]], dict[str, Any]]]:
     """What the control socket answers."""
     started = time.time()
 
@@ -227,7 +229,7 @@ def _handlers(config: Config, store: Store, fs: FileSystem) -> dict[str, Callabl
         return {"pending": fs.pending(), "failed": {node.name: str(error) for node, error in failed}}
 
     def stop(_: dict[str, Any]) -> dict[str, Any]:
-        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()  # after this answer is out
+        threading.Timer(0.05, stop_signals.stop).start()  # after this answer is out
         return {}
 
     return {"status": status, "flush": flush, "stop": stop}

@@ -34,6 +34,25 @@ def test_put_then_head_then_get(store: Store) -> None:
     assert (got, bytes(body)) == (info, b"hello")
 
 
+def test_a_directory_marker_keeps_its_metadata(store: Store) -> None:
+    assert not store.list("").objects
+    told = {"mode": "16877", "user.note": "caf\u00e9 & 100 % \"=\" ;", "empty": ""}
+    for number in ("1", "2"):
+        etag = store.put("dir/", b"", metadata={**told, "number": number}, content_type="application/x-directory")
+        info = store.head("dir/")
+        assert (info.size, info.etag, info.content_type) == (0, etag, "application/x-directory")
+        assert dict(info.metadata or {}) == {**told, "number": number}
+    assert store.get("dir/")[0].metadata == info.metadata
+    store.put("dir/", b"", content_type="application/x-directory")
+    assert not store.head("dir/").metadata
+
+
+def test_a_directory_marker_can_be_copied(store: Store) -> None:
+    etag = store.put("dir/", b"", metadata={"mode": "16877"}, content_type="application/x-directory")
+    assert store.copy("dir/", "other/", if_source_match=etag) == etag
+    assert dict(store.head("other/").metadata or {}) == {"mode": "16877"}
+
+
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
 def test_put_takes_any_buffer(store: Store, kind: Callable[[bytes], object]) -> None:
     store.put("x", kind(b"12345"))

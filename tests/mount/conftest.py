@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,20 @@ import pytest
 from sluicefs.devserver import DevServer
 from tests.conftest import new_bucket
 from tests.mount.helpers import User
+
+GAPS = {  # of SeaweedFS
+    "test_s3fs_shows_what_we_wrote": "it drops the metadata of markers, which s3fs needs",
+    "test_what_s3fs_wrote_is_shown": "it drops the metadata of markers, which s3fs needs",
+    "test_keys_that_are_not_shown_are_counted_in_status": "names over 255 bytes are refused",
+    "test_names_of_any_characters": "a backslash becomes a slash",
+}
+
+
+@pytest.fixture(autouse=True)
+def known_gap(request: pytest.FixtureRequest) -> None:
+    gap = GAPS.get(request.node.originalname) if os.environ.get("SERVER") == "seaweedfs" else None
+    if gap is not None:
+        request.applymarker(pytest.mark.xfail(reason=gap, strict=True))
 
 
 @pytest.fixture

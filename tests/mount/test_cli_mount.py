@@ -177,6 +177,23 @@ def test_unmount_names_a_mount_inside(user: User) -> None:
     user.ok("unmount", path)
 
 
+def test_unmount_ends_a_mount_that_a_container_still_has(user: User) -> None:
+    path = Path(user.mount())
+    container = subprocess.Popen(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", "echo ready; exec sleep 600"], stdout=subprocess.PIPE
+    )
+    try:
+        assert container.stdout is not None and container.stdout.readline() == b"ready\n"
+        (path / "x").write_bytes(b"x")
+        user.ok("unmount", str(path))
+        assert not processes(str(path))
+        user.ok("mount", user.bucket.name, str(path))
+        assert (path / "x").read_bytes() == b"x"
+    finally:
+        container.kill()
+        container.communicate()
+
+
 def test_unmount_while_the_store_is_away_keeps_the_data_mounted(user: User) -> None:
     with FaultProxy(user.bucket.server.endpoint) as proxy:
         path = user.mount("--endpoint", proxy.url, "--timeout", "2")

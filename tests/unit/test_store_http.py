@@ -236,6 +236,31 @@ def test_a_refusal_in_the_middle_of_an_upload_is_heard() -> None:
     listener.close()
 
 
+def test_a_server_that_closes_its_side_and_takes_no_more_is_no_timeout() -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    over = threading.Event()
+
+    def serve() -> None:
+        sock, _ = listener.accept()
+        sock.recv(1000)
+        sock.shutdown(socket.SHUT_WR)
+        over.wait(60)
+        sock.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    pool = Pool(f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=20)
+    body = memoryview(bytes(20_000_000))
+    try:
+        with pytest.raises(HttpError, match="closed before an answer"):
+            pool.exchange("PUT", "/", f"host: x\r\ncontent-length: {len(body)}\r\n", body)
+    finally:
+        over.set()
+        pool.close()
+        thread.join(10)
+        listener.close()
+
+
 # --- TLS
 
 

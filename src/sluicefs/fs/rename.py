@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from sluicefs.errors import ConditionFailedError, NotFoundError, StoreError
@@ -397,7 +398,11 @@ class Renames:
                 except (ConditionFailedError, NotFoundError):
                     return info, None  # changed meanwhile: the next round has it
 
-            for number, (info, etag) in enumerate(self._each(copy, todo, copied), 1):
+            # Markers last: SeaweedFS may lose one that is written while it makes that directory for a file in it.
+            files = [info for info in todo if not info.key.endswith("/")]
+            markers = [info for info in todo if info.key.endswith("/")]
+            done = chain(self._each(copy, files, copied), self._each(copy, markers, copied))
+            for number, (info, etag) in enumerate(done, 1):
                 if etag is not None:
                     copied[info.key] = (info, etag)
                 if time.monotonic() - reported > REPORT:
@@ -425,13 +430,19 @@ class Renames:
 
     def _copy_one(self, info: ObjectInfo, new_key: str, flag: bool) -> str:
         """Copy one object. `flag`: a directory's marker has to say that its entries' own attributes count."""
+        if info.size or not info.key.endswith("/"):
+            return copy_object(self.core.store, info.key, new_key, info.size, info.etag)
         store = self.core.store
-        if flag and not info.size:
-            metadata = {**(store.head(info.key).metadata or {}), FLAG: "1"}
+        metadata = {**(store.head(info.key).metadata or {}), FLAG: "1"} if flag else None
+        try:
             return store.copy(
                 info.key, new_key, metadata=metadata, content_type=attributes.DIRECTORY_TYPE, if_source_match=info.etag
             )
-        return copy_object(store, info.key, new_key, info.size, info.etag)
+        except NotFoundError:  # SeaweedFS says so of every marker; it is empty, so one can be made of what HEAD tells
+            there = store.head(info.key)
+            if there.etag != info.etag:
+                raise ConditionFailedError(f"{info.key} was replaced by someone else") from None
+            return store.put(new_key, bytearray(), metadata=metadata or there.metadata, content_type=there.content_type)
 
     def _follow(self, node: Node, old_prefix: str, copied: dict[str, tuple[ObjectInfo, str]], aged: set[str]) -> None:
         """Every known node below now means the copy. The locks of the files are held."""

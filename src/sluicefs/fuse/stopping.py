@@ -31,6 +31,8 @@ class StopSignals:
     def __init__(self) -> None:
         self._main = threading.get_native_id()
         self._over = threading.Event()
+        self._lock = threading.Lock()
+        self._taken = False
         self._thread = threading.Thread(target=self._work, name="stop-signals", daemon=True)
 
     def __enter__(self) -> StopSignals:
@@ -44,20 +46,30 @@ class StopSignals:
 
     def end(self) -> None:
         """The loop has ended: nothing is woken any more, and stop signals reach this thread again. May be called again."""
-        if self._over.is_set():
-            return
-        self._over.set()
-        if self._thread.is_alive() and self._thread.ident is not None:
-            signal.pthread_kill(self._thread.ident, WAKE)
+        with self._lock:
+            if self._over.is_set():
+                return
+            self._over.set()
+            if self._thread.is_alive() and self._thread.ident is not None:
+                signal.pthread_kill(self._thread.ident, WAKE)
         self._thread.join()
         signal.signal(WAKE, self._handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked)
+
+    def stop(self) -> None:
+        """What SIGTERM does while the loop runs; nothing after it, or after one."""
+        with self._lock:
+            if not self._taken and not self._over.is_set() and self._thread.ident is not None:
+                self._taken = True
+                signal.pthread_kill(self._thread.ident, signal.SIGTERM)
 
     def _work(self) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, [WAKE])
         number = signal.sigwait([*STOP_SIGNALS, WAKE])
         if number == WAKE:
             return
+        with self._lock:
+            self._taken = True
         # The handler that is set now runs here: llfuse's sets its flag.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
         signal.pthread_kill(threading.get_ident(), number)

@@ -195,6 +195,7 @@ class Client:
     ) -> None:
         self.counters = counters
         self.timeout = timeout
+        self.server = ""  # what the first answer's Server header said
         self._base = encode_path(f"{urlsplit(endpoint).path.rstrip('/')}/{bucket}")
         self._where = urlsplit(endpoint).netloc.rpartition("@")[2]
         self._transport = transport
@@ -232,6 +233,8 @@ class Client:
                 answer = self._send(verb, method, path, text, sent, body, keys, budget, cancelled)
                 try:
                     if answer.status < 300:
+                        if not self.server:
+                            self.server = answer.headers.get("server", "")
                         if self._refused:
                             self._let_in()
                         return read(answer)

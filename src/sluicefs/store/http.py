@@ -432,7 +432,15 @@ class Pool:
             else:
                 sock.sendall(head)
                 sent = 0
+            ready = select.poll()
+            ready.register(sock.fileno(), select.POLLOUT | select.POLLRDHUP)
             while sent < len(body):
+                events = ready.poll(self.timeout * 1000)
+                if not events:
+                    raise TimeoutError("the body was not taken in time")
+                if events[0][1] & ~select.POLLOUT:  # the server has closed: send would wait for room that never comes
+                    connection.broken = True
+                    return
                 sent += sock.send(body[sent : sent + 4 * _STEP])
         except TimeoutError:
             raise

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 
 from sluicefs.errors import ConditionFailedError, NotFoundError, ShortBodyError, StoreError, UnreachableError
-from sluicefs.store import wire
+from sluicefs.store import markers, wire
 from sluicefs.store.api import Buffer, Counters, ListPage, ObjectInfo, StoreFailure, Upload
 from sluicefs.store.client import Budget, Client, Reply
 from sluicefs.store.rules import MAX_LIST, as_bytes_view, check_header, check_key, encode_metadata
@@ -190,6 +190,8 @@ class Verbs:
         if_none_match: bool = False,
     ) -> str:
         check_key(key)
+        if metadata and key.endswith("/") and markers.drops_metadata(self._client.server):
+            content_type = markers.pack(content_type, metadata)
         headers = _object_headers(metadata, content_type) | _conditions(if_match, if_none_match)
         budget = Budget(self._timeout)
         with as_bytes_view(body) as view:  # an error's traceback would hold it, and nobody could write there

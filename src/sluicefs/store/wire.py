@@ -21,6 +21,7 @@ from sluicefs.errors import (
     StoreError,
     TooLargeError,
 )
+from sluicefs.store import markers
 from sluicefs.store.api import ListPage, ObjectInfo, Upload
 from sluicefs.store.rules import decode_value
 
@@ -148,13 +149,18 @@ def object_info(key: str, headers: Mapping[str, str], size: int) -> ObjectInfo:
     """What the headers of a HEAD or GET say about the object. Raises MalformedError without an ETag: no object, then."""
     if "etag" not in headers:
         raise MalformedError("the answer has no ETag, so it is not an object's")
+    metadata = {name[len(_META) :]: decode_value(value) for name, value in headers.items() if name.startswith(_META)}
+    content_type = headers.get("content-type")
+    if content_type is not None and key.endswith("/"):
+        content_type, packed = markers.unpack(content_type)
+        metadata |= packed
     return ObjectInfo(
         key,
         size,
         unquoted(headers.get("etag", "")),
         http_date(headers.get("last-modified", "")),
-        {name[len(_META) :]: decode_value(value) for name, value in headers.items() if name.startswith(_META)},
-        headers.get("content-type"),
+        metadata,
+        content_type,
         headers.get("x-amz-storage-class", "STANDARD"),
     )
 
