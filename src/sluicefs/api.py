@@ -110,8 +110,15 @@ class Mount:
                 raise  # else the first error is the one to see; the mount stays, with its data
 
 
-def _plain(credentials: Credentials | None) -> Any:
-    """As it can go through a pipe to the mount's process."""
-    if credentials is None or isinstance(credentials, Mapping):
-        return None if credentials is None else dict(credentials)
-    return list(credentials)
+def _plain(credentials: Any) -> Any:
+    """As it can go through a pipe to the mount's process. Raises InvalidMountConfigError, with no secret in it."""
+    if credentials is None:
+        return None
+    plain = dict(credentials) if isinstance(credentials, Mapping) else credentials
+    values = plain.values() if isinstance(plain, dict) else plain
+    if not isinstance(plain, dict | list | tuple) or not all(value is None or isinstance(value, str) for value in values):
+        raise InvalidMountConfigError(
+            "credentials must be (access key, secret key), perhaps with a session token, or a mapping with access_key, "
+            "secret_key and token; all of them text."
+        )
+    return plain

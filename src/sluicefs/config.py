@@ -39,6 +39,7 @@ class Config:
     provider: str = option("auto", "whose rules to follow", choices=("auto", "r2", "s3", "gcs", "other"))
     read_only: bool = option(False, "refuse every change with EROFS")
     allow_other: bool = option(False, "let other users see the mount")
+    noexec: bool = option(False, "let no program on the mount be run")
     uid: int | None = option(None, "owner of files that carry no owner [the mounting user]")
     gid: int | None = option(None, "group of files that carry no group [the mounting user's]")
     file_mode: int = option(0o644, "mode of files that carry no mode", unit="octal")
@@ -74,7 +75,7 @@ _DURATION = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*(ms|s|min|m|h|d|)")
 _SECONDS = {"ms": 0.001, "": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 # Words of mount(8), fstab(5) and libfuse that ask nothing of us.
 _TOLERATED = re.compile(
-    r"defaults|rw|(no)?(auto|fail|exec|suid|dev|diratime|relatime|user)|_netdev|users|owner|group|a?sync|noatime|atime"
+    r"defaults|rw|exec|(no)?(auto|fail|suid|dev|diratime|relatime|user)|_netdev|users|owner|group|a?sync|noatime|atime"
     r"|strictatime|nonempty|default_permissions"
 )
 _TOLERATED_KEYS = ("x-", "comment", "fsname", "subtype")
@@ -107,6 +108,8 @@ def load(
     """
     variables = os.environ if environment is None else environment
     given = {name: value for name, value in (flags or {}).items() if value is not None}
+    if not mountpoint:
+        raise InvalidMountConfigError("The mountpoint is empty: name a folder.")
     name, prefix = split_target(target)
     where, document = _read_file(file, variables)
     general, bindings = _split_document(document, where)
@@ -119,13 +122,15 @@ def load(
         raise InvalidMountConfigError(
             f"{str(bucket)!r} is not a bucket's name (3 to 63 of a-z, 0-9, '-', '.'), nor a binding ({known})."
         )
-    prefixes = [general.pop("prefix", ""), binding.pop("prefix", ""), prefix, given.pop("prefix", "")]
+    from_environment = _from_environment(variables)
+    layers = (general, binding, from_environment, {"prefix": prefix}, given)
+    prefixes = [layer.pop("prefix", "") for layer in layers]
 
     values: dict[str, Any] = {}
     for source, layer in (
         (where, general),
         (f"[buckets.{name}] in {where}", binding),
-        ("the environment", _from_environment(variables)),
+        ("the environment", from_environment),
         ("", given),
     ):
         layer = {key: _checked(key, value, source) for key, value in layer.items()}
@@ -147,6 +152,30 @@ def split_target(target: str) -> tuple[str, str]:
     if not bucket:
         raise InvalidMountConfigError(f"{target!r} names no bucket: write BUCKET or BUCKET:/PREFIX.")
     return bucket, prefix
+
+
+def is_bucket_name(text: str) -> bool:
+    """S3 takes `text` for a bucket's name, as far as its letters go."""
+    return _BUCKET.fullmatch(text) is not None
+
+
+def bucket_of(target: str) -> str:
+    """The bucket of a `target` as `load` takes it. Raises InvalidMountConfigError."""
+    name, _ = split_target(target)
+    _, bindings = _split_document(*reversed(_read_file(None, os.environ)))
+    return str(bindings.get(name, {}).get("bucket", name))
+
+
+def usual_cache_dir() -> str:
+    """The disk cache of mounts that name none: the environment's, the config file's, else the user's own."""
+    general, _ = _split_document(*reversed(_read_file(None, os.environ)))
+    found = os.environ.get("SLUICEFS_CACHE_DIR") or general.get("cache_dir")
+    return str(_checked("cache_dir", found or _own_cache_dir(), ""))
+
+
+def _own_cache_dir() -> str:
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.path.join(home, "sluicefs")
 
 
 def parse_mount_options(text: str) -> dict[str, Any]:
@@ -311,14 +340,17 @@ def _converted(name: str, value: Any) -> Any:
         raise ValueError({"str": "must be text", "int": "must be a whole number", "float": "must be a number"}[kind])
     if kind == "str" and re.search("[\0-\x1f\x7f]", value):
         raise ValueError("must not hold control characters")
+    if name in _PLACES and not value:
+        raise ValueError("must not be empty")
     if choices and value not in choices:
         raise ValueError(f"must be one of {', '.join(choices)}")
     low, high, words = _BOUNDS.get(name, (0, float("inf"), "must not be negative"))
     if kind != "str" and not low <= value <= high:
         raise ValueError(words)
-    return os.path.abspath(os.path.expanduser(value)) if name in ("cache_dir", "ca_bundle", "log_file") else value
+    return os.path.abspath(os.path.expanduser(value)) if name in _PLACES else value
 
 
+_PLACES = ("cache_dir", "ca_bundle", "log_file")
 _SWITCH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 _MODES = (0, 0o7777, "must be an octal mode of at most 7777")
 _BOUNDS: dict[str, tuple[float, float, str]] = {
@@ -375,8 +407,7 @@ def _derive(values: dict[str, Any], bucket: str) -> None:
     if values.get("memory") is None:
         values["memory"] = max(64 * MiB, min(512 * MiB, memory_limit() // 4))
     if values.get("cache_size") is not None and values.get("cache_dir") is None:
-        home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        values["cache_dir"] = os.path.join(home, "sluicefs")
+        values["cache_dir"] = _own_cache_dir()
     elif values.get("cache_dir") is not None and values.get("cache_size") is None:
         values["cache_size"] = 10 * GiB
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import socket
 import stat
 import struct
@@ -35,12 +36,13 @@ class ControlError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class MountPoint:
-    """One line of the kernel's table of mounts. `source` is `sluicefs:BUCKET[:/PREFIX]` for ours."""
+    """One line of the kernel's table of mounts. `source` is `sluicefs:BUCKET[:/PREFIX]` for ours, `device` `MAJOR:MINOR`."""
 
     path: str
     fs_type: str
     source: str
     options: str
+    device: str
 
     @property
     def is_ours(self) -> bool:
@@ -51,9 +53,7 @@ class MountPoint:
 def runtime_folder() -> str:
     """This user's private folder of sockets, made where it is missing. Raises OSError when none can be."""
     uid = os.getuid()
-    given = os.environ.get("XDG_RUNTIME_DIR")
-    places = ["/run/sluicefs"] if uid == 0 else [f"{given}/sluicefs"] if given else [f"/run/user/{uid}/sluicefs"]
-    places.append(os.path.join(tempfile.gettempdir(), f"sluicefs-{uid}"))
+    places = _runtime_places(uid)
     for place in places:
         try:
             os.mkdir(place, 0o700)
@@ -69,10 +69,34 @@ def runtime_folder() -> str:
     raise OSError(errno.EACCES, f"no folder for control sockets can be made; tried {', '.join(places)}")
 
 
+def _runtime_places(uid: int) -> list[str]:
+    """Where a user's processes may have that folder, the best first. They need not have our XDG_RUNTIME_DIR, nor TMPDIR."""
+    given = os.environ.get("XDG_RUNTIME_DIR") if uid == os.getuid() else None
+    places = ["/run/sluicefs"] if uid == 0 else [f"{place}/sluicefs" for place in (given, f"/run/user/{uid}") if place]
+    return list(dict.fromkeys([*places, f"{tempfile.gettempdir()}/sluicefs-{uid}", f"/tmp/sluicefs-{uid}"]))
+
+
 def socket_path(mountpoint: str) -> str:
-    """The control socket of the mount on `mountpoint`."""
-    name = hashlib.sha256(os.fsencode(os.path.realpath(mountpoint))).hexdigest()[:16]
-    return os.path.join(runtime_folder(), f"{name}.sock")
+    """The control socket for a mount of this user on `mountpoint`."""
+    return os.path.join(runtime_folder(), _socket_name(real_path(mountpoint)))
+
+
+def _socket_name(path: str) -> str:
+    return f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}.sock"
+
+
+def _socket_of(mountpoint: str) -> str:
+    """The control socket that the process of the mount on `mountpoint` has, whoever runs it; ours where there is none."""
+    own = socket_path(mountpoint)
+    row = None if os.path.exists(own) else find_mount(mountpoint)
+    if row is not None:
+        uid = _owner(row)
+        for place in _runtime_places(uid):
+            found = os.path.join(place, _socket_name(row.path))
+            with contextlib.suppress(OSError):
+                if os.lstat(place).st_uid == os.lstat(found).st_uid == uid:
+                    return found
+    return own
 
 
 class Server:
@@ -146,7 +170,20 @@ def call(mountpoint: str, verb: str, *, timeout: float | None = 10.0, **args: An
 
     Raises ConnectionError when no process answers there, TimeoutError, and ControlError with what the process said.
     """
-    return call_socket(socket_path(mountpoint), verb, timeout=timeout, **args)
+    return call_socket(_socket_of(mountpoint), verb, timeout=timeout, **args)
+
+
+def listens(mountpoint: str) -> bool:
+    """The process of the mount on `mountpoint` is there, whether it answers or not."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(1.0)
+        try:
+            connection.connect(_socket_of(mountpoint))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        except OSError:
+            return True  # too many wait for it already
+    return True
 
 
 def call_socket(path: str, verb: str, *, timeout: float | None = 10.0, **args: Any) -> dict[str, Any]:
@@ -171,20 +208,37 @@ def call_socket(path: str, verb: str, *, timeout: float | None = 10.0, **args: A
 
 
 def mount_table() -> list[MountPoint]:
-    """What is mounted in this process's view, in the kernel's order: of two on one path the later is on top."""
+    """What is mounted in this process's view, in the kernel's order: of two on one path the later is on top.
+
+    Read as bytes: anybody's path may hold what is not UTF-8, or any space or end of line but the kernel's own; a source may
+    be empty.
+    """
     rows = []
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-        for line in lines:
-            left, _, right = line.partition(" - ")
-            fs_type, source, options = right.split()[:3]
-            rows.append(MountPoint(_unescaped(left.split()[4]), fs_type, _unescaped(source), options))
+    with open("/proc/self/mountinfo", "rb") as file:
+        for line in file.read().split(b"\n")[:-1]:
+            left, _, right = line.partition(b" - ")
+            fields = left.split(b" ")
+            fs_type, source, options = map(_unescaped, right.split(b" ")[:3])
+            rows.append(MountPoint(_unescaped(fields[4]), fs_type, source, options, _unescaped(fields[2])))
     return rows
 
 
 def find_mount(mountpoint: str) -> MountPoint | None:
     """The mount whose root is exactly `mountpoint`."""
-    path = os.path.realpath(mountpoint)
+    path = real_path(mountpoint)
     return next((row for row in reversed(mount_table()) if row.path == path), None)
+
+
+def real_path(path: str) -> str:
+    """`os.path.realpath`, but for a mount of sluicefs itself without a look at it."""
+    ours = {row.path for row in mount_table() if row.is_ours}
+    for _ in range(40):  # links, as many as the kernel follows
+        folder, name = os.path.split(path.rstrip("/") or "/")
+        path = os.path.realpath(path) if name in ("", ".", "..") else os.path.join(os.path.realpath(folder), name)
+        if path in ours or not os.path.islink(path):
+            return path
+        path = os.path.join(os.path.dirname(path), os.readlink(path))
+    return path
 
 
 def list_mounts() -> list[MountPoint]:
@@ -199,11 +253,9 @@ def _owner(row: MountPoint) -> int:
     return int(found[0]) if found else 0
 
 
-def _unescaped(text: str) -> str:
-    r"""The kernel writes space, tab, newline and backslash as \040, \011, \012, \134."""
-    for code, plain in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-        text = text.replace(code, plain)
-    return text
+def _unescaped(text: bytes) -> str:
+    r"""The kernel writes space, tab, newline, # and backslash as \040, \011, \012, \043, \134."""
+    return os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), text))
 
 
 def _peer(connection: socket.socket) -> int:

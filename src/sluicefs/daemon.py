@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import resource
+import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping
@@ -89,6 +90,7 @@ def log_to(config: Config, path: str | None) -> None:
     else:
         from logging.handlers import RotatingFileHandler
 
+        os.umask(0o077)
         handler = RotatingFileHandler(path, maxBytes=_LOG_SIZE, backupCount=3)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=config.log_level.upper(), handlers=[handler], force=True)
@@ -142,18 +144,27 @@ def main() -> None:
     answer = os.fdopen(int(sys.argv[1]), "w")
     os.set_inheritable(answer.fileno(), False)
 
-    def say(kind: str, text: str) -> None:
+    def say(kind: str, text: str) -> bool:
+        """False where whoever asked for the mount is gone."""
         if not answer.closed:
-            json.dump({"kind": kind, "text": text}, answer)
-            answer.write("\n")
-            answer.close()
+            try:
+                with answer:
+                    answer.write(json.dumps({"kind": kind, "text": text}) + "\n")
+            except BrokenPipeError:
+                return False
+        return True
+
+    def ready() -> None:
+        if not say("ready", str(os.getpid())):
+            log.warning("whoever asked for this mount waits no more: it ends")
+            os.kill(os.getpid(), signal.SIGTERM)
 
     config = Config(**order["config"])
     log_to(config, order["log_file"])
     try:
         store = open_store(config, order["credentials"], {**os.environ, **order["secrets"]})
         del order
-        run(config, store, lambda: say("ready", str(os.getpid())))
+        run(config, store, ready)
     except errors.SluiceError as error:
         log.error("%s", error)
         say(type(error).__name__, str(error))

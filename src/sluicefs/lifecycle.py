@@ -39,6 +39,7 @@ def check(config: Config) -> None:
     if config.allow_other and not allows_other():
         raise MountError("--allow-other needs the line user_allow_other in /etc/fuse.conf; add it, or mount as root.")
     _check_mountpoint(config.mountpoint)
+    _check_places(config)
     if config.cache_dir is not None:
         try:
             os.makedirs(config.cache_dir, mode=0o700, exist_ok=True)
@@ -139,6 +140,11 @@ def stop(mountpoint: str, *, progress: Progress | None = None) -> None:
     try:
         process = control.call(row.path, "status")["pid"]
         count, failed = _flush(row.path, progress)
+    except TimeoutError:
+        raise UnmountError(
+            f"The process of the mount on {row.path} does not answer, so what is pending cannot be sent. It stays mounted; "
+            "look at its log, or end its process and unmount again."
+        ) from None
     except (OSError, control.ControlError):
         process, count, failed = None, 0, {}  # it cannot be asked; it uploads what is pending when it notices
     if count:
@@ -154,8 +160,10 @@ def stop(mountpoint: str, *, progress: Progress | None = None) -> None:
 
 def is_dead(path: str) -> bool:
     """The mount's process is gone: "transport endpoint is not connected"."""
+    if control.listens(path):
+        return False  # and a look at it would wait for it
     try:
-        os.stat(path)
+        os.statvfs(path)  # never answered from the kernel's caches, as stat is for --attr-ttl
     except OSError as error:
         return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
     return False
@@ -179,6 +187,19 @@ def _check_mountpoint(path: str) -> None:
         raise MountError(f"The folder {path} is not writable for this user, so FUSE will not mount on it. Choose one of yours.")
 
 
+def _check_places(config: Config) -> None:
+    """What the mount's process writes to must not lie in its own mount, where each would wait for the other."""
+    for what, place, way in (
+        ("cache folder", config.cache_dir, "--cache-dir"),
+        ("log file", config.log_file, "--log-file"),
+        ("folder for unsent data and logs", _state_folder(), "XDG_STATE_HOME"),
+    ):
+        if place is not None and f"{os.path.realpath(place)}/".startswith(f"{config.mountpoint.rstrip('/')}/"):
+            raise InvalidMountConfigError(
+                f"The {what}, {place}, is inside the mountpoint {config.mountpoint}. Choose another place with {way}."
+            )
+
+
 def _check_mounted(path: str) -> None:
     """The parent's own look: what the process says it mounted is here, and answers."""
     try:
@@ -198,11 +219,15 @@ def _environment() -> dict[str, str]:
     return {**environment, "PYTHONPATH": os.pathsep.join(places)}
 
 
+def _state_folder() -> str:
+    home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return os.path.join(home, "sluicefs")
+
+
 def _log_file(mountpoint: str) -> str:
     """This mount's log in the user's state folder."""
-    home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    folder = os.path.join(home, "sluicefs", "log")
-    name = os.path.basename(mountpoint) or "root"
+    folder = os.path.join(_state_folder(), "log")
+    name = os.fsencode(os.path.basename(mountpoint))[:64].decode(errors="ignore") or "root"  # a name has room for 255 bytes
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
     except OSError as error:
@@ -271,8 +296,8 @@ def _unmount(path: str, *, lazily: bool = False) -> None:
 
 
 def _users(path: str) -> list[str]:
-    """Processes with a file open or their working folder below `path`, as far as we may see; only links are read."""
-    found = []
+    """Mounts below `path`, and processes with a file open or their working folder there; only links are read."""
+    found = [f"the mount on {row.path}" for row in control.mount_table() if row.path.startswith(f"{path}/")]
     for process in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):
             links = [f"/proc/{process}/cwd", *(f"/proc/{process}/fd/{n}" for n in os.listdir(f"/proc/{process}/fd"))]

@@ -5,16 +5,19 @@ llfuse keeps one session per process, so a process serves one mount. The daemon 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import logging
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
+from urllib.parse import quote
 
 import llfuse
 import platformdirs
@@ -47,8 +50,10 @@ def staging_folder(config: Config) -> str:
 
 def fuse_options(config: Config) -> set[str]:
     """What is asked of libfuse 2.9 (mount.fuse(8))."""
+    # Quoted: a comma in a prefix would begin another option, and llfuse takes nothing but ASCII.
+    prefix = ":/" + quote(config.prefix.rstrip("/")) if config.prefix else ""
     options = {
-        f"fsname=sluicefs:{config.bucket}{':/' + config.prefix.rstrip('/') if config.prefix else ''}",
+        f"fsname=sluicefs:{config.bucket}{prefix}",
         "subtype=sluicefs",
         "default_permissions",
         "big_writes",
@@ -60,6 +65,8 @@ def fuse_options(config: Config) -> set[str]:
         options.add("allow_other")
     if config.read_only:
         options.add("ro")
+    if config.noexec:
+        options.add("noexec")
     return options
 
 
@@ -110,19 +117,29 @@ def serve(config: Config, store: Store, *, ready: Callable[[], None]) -> None:
         ) from error
     with StopSignals() as stop_signals:
         fs = FileSystem(config, store, staging)
-        if not config.read_only:
-            fs.take_over()
-
-        server = control.Server(control.socket_path(config.mountpoint), _handlers(config, store, fs, stop_signals))
         try:
-            llfuse.init(_Operations(fs, config.mountpoint, ready), config.mountpoint, fuse_options(config))
-        except RuntimeError as error:
+            server = control.Server(control.socket_path(config.mountpoint), _handlers(config, store, fs, stop_signals))
+            server.start()  # before the mount: of two that begin at once on one folder, one ends here
+        except OSError as error:
             fs.close()
+            if error.errno == errno.EADDRINUSE:
+                raise MountError(
+                    f"The process of another mount on {config.mountpoint} is still there: one that is being made, or one that "
+                    "was unmounted and sends what is pending. Wait for it."
+                ) from error
             raise MountError(
-                f"FUSE refused to mount {config.mountpoint}: {error}. `sluicefs doctor {config.bucket}` checks what is missing."
+                f"{config.mountpoint} cannot be mounted, as there can be no control socket: {error}. Set XDG_RUNTIME_DIR to a "
+                "folder of this user."
             ) from error
         try:
-            server.start()
+            if not config.read_only:
+                fs.take_over()
+            _mount(_Operations(fs, config.mountpoint, ready), config)
+        except BaseException:
+            server.close()
+            fs.close()
+            raise
+        try:
             reason = llfuse.main()
             log.info("%s", "unmounted" if reason is None else f"stopping on signal {signal.Signals(reason).name}")
         finally:
@@ -134,6 +151,25 @@ def serve(config: Config, store: Store, *, ready: Callable[[], None]) -> None:
     if failed:
         after = "the next mount sends them" if config.write_mode == "back" else f"`sluicefs recover {config.bucket}` has them"
         raise UnmountError(f"{len(failed)} files could not be sent to {config.bucket}, {after}: {', '.join(failed[:5])}")
+
+
+def _mount(operations: Operations, config: Config) -> None:
+    """llfuse.init. Raises MountError with what libfuse and fusermount had to say, which they write to stderr."""
+    with tempfile.TemporaryFile() as said:
+        stderr = os.dup(2)
+        os.dup2(said.fileno(), 2)
+        try:
+            llfuse.init(operations, config.mountpoint, fuse_options(config))
+        except RuntimeError as error:
+            why = os.pread(said.fileno(), 1000, 0).decode(errors="replace").strip() or error
+            raise MountError(
+                f"FUSE refused to mount {config.mountpoint}: {why}. `sluicefs doctor {config.bucket}` checks what is missing."
+            ) from error
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            with contextlib.suppress(OSError):
+                os.write(2, os.pread(said.fileno(), 1 << 20, 0))  # and what others logged meanwhile
 
 
 def _send_pending(fs: FileSystem, seconds: float) -> list[str]:
@@ -159,12 +195,10 @@ def _left(node: Node) -> str:
 def _raise_read_ahead(mountpoint: str) -> None:
     """Let the kernel ask 1 MiB ahead, so that 8 reads are in flight and not 2. Only root may; without it reading is slower."""
     try:
-        with open("/proc/self/mountinfo") as mounts:
-            for line in mounts:
-                fields = line.split()
-                if fields[4] == mountpoint.replace("\\", "\\134").replace(" ", "\\040"):
-                    with open(f"/sys/class/bdi/{fields[2]}/read_ahead_kb", "w") as setting:
-                        setting.write(str(READ_AHEAD_KIB))
+        found = next((row for row in reversed(control.mount_table()) if row.path == mountpoint and row.is_ours), None)
+        if found is not None:
+            with open(f"/sys/class/bdi/{found.device}/read_ahead_kb", "w") as setting:
+                setting.write(str(READ_AHEAD_KIB))
     except OSError as error:
         log.debug("the kernel's read-ahead stays as it is: %s", error)
 

@@ -85,17 +85,22 @@ def config_of(unsent: Unsent) -> Config:
                 endpoint=unsent.endpoint,
                 region=about.get("region") or "us-east-1",
                 provider=about.get("provider", "auto"),
+                ca_bundle=about.get("ca_bundle") or None,
             )
     raise FileNotFoundError(unsent.root)
 
 
-def upload(config: Config, store: Store, root: str) -> dict[str, str]:
-    """Send everything left below `root`; returns what could not be sent, with why. Conflicts end up beside their files."""
+def upload(config: Config, store: Store, root: str) -> tuple[int, dict[str, str]]:
+    """Send everything left below `root` that no other process has taken over. Conflicts end up beside their files.
+
+    Returns how many files were sent, and what could not be sent, with why.
+    """
     fs = FileSystem(dataclasses.replace(config, attrs="auto", write_mode="sync"), store, root)
     try:
         fs.take_over(everything=True)
-        failed = fs.sync_all()
-        return fs.files.writeback.damaged | {node.name: str(error) for node, error in failed if node.draft is not None}
+        taken = fs.pending()
+        failed = {node.name: str(error) for node, error in fs.sync_all() if node.draft is not None}
+        return taken - len(failed), fs.files.writeback.damaged | failed
     finally:
         fs.close()
 
@@ -103,10 +108,9 @@ def upload(config: Config, store: Store, root: str) -> dict[str, str]:
 def save(folder: str, root: str, bucket: str, open_store: Callable[[], Store]) -> Iterator[tuple[str, str]]:
     """Write everything left below `root` into `folder`, by key, and forget it; gives (path, warning or "") of each.
 
-    `open_store` is asked only for what needs bytes of the bucket; those that it no longer has are zeros, with a warning. So
-    they are where it does not answer, but then the record is kept too: the file alone does not tell what was changed.
-    What cannot be read stays where it is, and so does all of a folder whose journal has lost its end: SluiceError, when all
-    others are saved.
+    `open_store` is asked only for what needs bytes of the bucket; where those cannot be had, they are zeros, with a warning,
+    and unless that is for good the record stays. What cannot be read stays where it is, and so does all of a folder whose
+    journal has lost its end: SluiceError, when all others are saved.
     """
     failed: dict[str, str] = {}
     for left in scan(root):
@@ -116,13 +120,13 @@ def save(folder: str, root: str, bucket: str, open_store: Callable[[], Store]) -
             for record in left.journal.records():
                 path = _free_path(folder, record.key)
                 try:
-                    warning, missing = _write(path, left, record, open_store)
+                    warning, again = _write(path, left, record, open_store)
                 except OSError as error:
                     failed[record.key] = str(error)
                     continue
-                if missing:
-                    failed[record.key] = missing
-                    yield path, missing
+                if again:
+                    failed[record.key] = "the bucket could not be read"
+                    yield path, warning
                     continue
                 if left.damage:
                     yield path, f"it may be outdated: {left.damage}"
@@ -203,24 +207,23 @@ def _free_path(folder: str, key: str) -> str:
     return free
 
 
-def _write(path: str, left: Left, record: Record, open_store: Callable[[], Store]) -> tuple[str, str]:
-    """(a warning or "", why bytes that the bucket may have are missing or "")."""
-    warning, missing = _damage(left, record), ""
+def _write(path: str, left: Left, record: Record, open_store: Callable[[], Store]) -> tuple[str, bool]:
+    """A warning, "" if there is none, and whether another time could do better."""
+    warning, again = _damage(left, record), False
     with open(path, "xb") as out:
         out.truncate(record.size)
         if record.base is not None:
             try:
-                store = open_store()
                 for start, end in _unchanged(record):
                     while start < end:
                         buffer = bytearray(min(PIECE * 8, end - start))
-                        store.get_into(record.base.key, start, buffer, etag=record.base.etag)
+                        open_store().get_into(record.base.key, start, buffer, etag=record.base.etag)
                         os.pwrite(out.fileno(), buffer, start)
                         start += len(buffer)
-            except (NotFoundError, ConditionFailedError, NoSuchBucketError) as error:
-                warning = f"what was not changed is zeros, as the bucket no longer has it: {error}"
             except (OSError, SluiceError) as error:
-                missing = f"what was not changed is zeros, as the bucket does not give it: {error}"
+                again = not isinstance(error.__cause__ or error, (NotFoundError, NoSuchBucketError, ConditionFailedError))
+                why = "could not be read" if again else "no longer has it"
+                warning = f"what was not changed is zeros, as the bucket {why}: {error}"
         for start, piece in _staged(left.journal, record):
             os.pwrite(out.fileno(), piece, start)
         os.fsync(out.fileno())
@@ -228,7 +231,7 @@ def _write(path: str, left: Left, record: Record, open_store: Callable[[], Store
     with suppress(OSError, ValueError):
         os.chmod(path, int(mode) & 0o777)
         os.utime(path, (float(mtime), float(mtime)))
-    return warning, missing
+    return warning, again
 
 
 def _unchanged(record: Record) -> Iterator[tuple[int, int]]:

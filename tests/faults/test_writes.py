@@ -92,6 +92,34 @@ def test_recover_saves_elsewhere(user: User, proxy: FaultProxy) -> None:
     assert stored(user, "d/file") == old
 
 
+def test_recover_does_not_forget_what_it_could_not_read_of_the_bucket(user: User, proxy: FaultProxy) -> None:
+    path = Path(user.mount("--timeout", "1"))
+    (path / "old").write_text("old")
+    changed, new = os.open(path / "old", os.O_WRONLY | os.O_APPEND), os.open(path / "new", os.O_WRONLY | os.O_CREAT)
+    os.write(changed, b"more")
+    os.write(new, b"new")
+    proxy.add(*NO_UPLOADS)
+    for handle in (changed, new):
+        with pytest.raises(OSError):
+            os.close(handle)
+    kill(str(path))
+    assert "old" in user.ok("recover", "m"), "a dead mount is no bucket"
+    assert "cannot be made" in user.fails(1, "recover", "--save", "/proc/nowhere")
+    proxy.clear()
+    proxy.add("denied")
+    done = user.run("recover", "--save", str(user.home / "saved"))
+    assert done.returncode == 1 and "1 files could not be saved and are still kept: old" in done.stderr
+    assert (user.home / "saved/new").read_text() == "new" and (user.home / "saved/old").read_bytes() == b"\0\0\0more"
+    assert user.ok("recover").count("\n") == 1
+    proxy.clear()
+    (user.home / "sluicefs.toml").write_text(f'[buckets.MINE]\nbucket = "{user.bucket.name}"\n')
+    both = [user.start("recover", "--upload", "MINE") for _ in range(2)]
+    said = [process.communicate(timeout=60) for process in both]
+    assert "1 files are in their bucket now" in said[0][0] + said[1][0]
+    assert stored(user, "old") == b"oldmore"
+    assert user.ok("recover", "MINE") == "Nothing is left unsent.\n"
+
+
 def test_sync_the_next_fsync_sends_what_an_earlier_one_could_not(user: User, proxy: FaultProxy) -> None:
     path = Path(user.mount())
     handle = os.open(path / "file", os.O_WRONLY | os.O_CREAT)

@@ -68,12 +68,34 @@ def test_a_folder_with_a_space_and_an_umlaut(user: User) -> None:
     assert user.objects() == ["a"]
 
 
+@pytest.mark.parametrize("name", [b"\xff\xa0".decode(errors="surrogateescape"), "a\u00a0\r\t\\b", "ü" * 127])
+def test_a_folder_of_any_name(user: User, name: str) -> None:
+    path = user.mount(name=name)
+    Path(path, "a").write_text("x")
+    assert json.loads(user.ok("status", path, "--json"))["mountpoint"] == path
+    user.variables["PYTHONIOENCODING"] = "ascii:strict"
+    user.ok("status", path)
+    user.ok("unmount", path)
+    assert user.objects() == ["a"]
+
+
+def test_a_prefix_of_any_characters_asks_nothing_of_fuse(user: User) -> None:
+    path = user.folder()
+    user.ok("mount", f"{user.bucket.name}:/a,allow_other/ü b\\,#", path)
+    Path(path, "x").write_text("x")
+    row = control.find_mount(path)
+    assert row is not None and "allow_other" not in row.options
+    user.ok("unmount", path)
+    assert user.objects() == ["a,allow_other/ü b\\,#/x"]
+
+
 def test_the_form_of_mount_8_and_fstab(user: User) -> None:
     program = os.path.join(os.path.dirname(sys.executable), "mount.sluicefs")
     path = user.folder()
-    words = [program, user.bucket.name, path, "-o", "ro,noauto,_netdev,x-systemd.automount,umask=027"]
+    words = [program, user.bucket.name, path, "-o", "ro,noauto,noexec,_netdev,x-systemd.automount,umask=027"]
     subprocess.run(words, env=user.environment, cwd=user.home, check=True, timeout=60)
     assert os.stat(path).st_mode & 0o777 == 0o750
+    assert os.statvfs(path).f_flag & os.ST_NOEXEC
     with pytest.raises(OSError) as caught:
         os.mkdir(f"{path}/d")
     assert caught.value.errno == errno.EROFS
@@ -147,6 +169,14 @@ def test_unmount_while_busy_loses_nothing(user: User) -> None:
     assert read(user.bucket, "a") == b"one two"
 
 
+def test_unmount_names_a_mount_inside(user: User) -> None:
+    path = user.mount()
+    inner = user.mount(name="m/inner")
+    assert f"is in use by the mount on {inner}" in user.fails(1, "unmount", path)
+    user.ok("unmount", inner)
+    user.ok("unmount", path)
+
+
 def test_unmount_ends_a_mount_that_a_container_still_has(user: User) -> None:
     path = Path(user.mount())
     container = subprocess.Popen(
@@ -186,6 +216,41 @@ def test_a_second_mount_on_a_live_one_is_refused_without_harm(user: User) -> Non
     user.ok("unmount", path)
 
 
+def test_of_two_that_mount_on_one_folder_at_once_one_wins(user: User) -> None:
+    path = user.folder()
+    both = [user.start("mount", user.bucket.name, path) for _ in range(2)]
+    said = [process.communicate(timeout=60)[1] for process in both]
+    assert sorted(process.returncode for process in both) == [0, 1], said
+    assert all("should not" not in text for text in said)
+    assert len([row for row in control.mount_table() if row.path == path]) == 1
+    user.ok("unmount", path)
+
+
+def test_a_mount_nobody_waits_for_any_more_is_not_made(user: User) -> None:
+    path = user.folder()
+    with FaultProxy(user.bucket.server.endpoint) as proxy:
+        proxy.add(Rule("delay", seconds=2.0))
+        process = user.start("mount", user.bucket.name, path, "--endpoint", proxy.url)
+        wait_until(lambda: proxy.counts)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=10)
+        assert process.returncode == 130
+        wait_until(lambda: not processes(path))
+    assert control.find_mount(path) is None
+
+
+def test_a_mount_whose_process_hangs_hangs_nobody_else(user: User) -> None:
+    path = user.mount()
+    pid = json.loads(user.ok("status", "--json", path))["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        assert "does not answer: timed out" in user.ok("status") and "clean up" not in user.ok("status", path)
+        assert "stays mounted" in user.fails(1, "unmount", path)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    user.ok("unmount", path)
+
+
 def test_what_a_crash_left_is_cleaned_up_by_the_next_mount(user: User) -> None:
     path = user.mount()
     Path(path, "a").write_text("x")
@@ -197,6 +262,17 @@ def test_what_a_crash_left_is_cleaned_up_by_the_next_mount(user: User) -> None:
     assert "its process is gone" in user.ok("status", path)
     user.ok("mount", user.bucket.name, path)
     assert Path(path, "a").read_text() == "x"
+    user.ok("unmount", path)
+
+
+def test_what_a_crash_left_is_seen_though_the_kernel_remembers_its_root(user: User) -> None:
+    path = user.mount("--attr-ttl", "1h")
+    os.stat(path)
+    os.kill(processes(path)[0], signal.SIGKILL)
+    wait_until(lambda: not processes(path))
+    os.stat(path)
+    assert "its process is gone" in user.ok("status", path)
+    user.ok("mount", user.bucket.name, path)
     user.ok("unmount", path)
 
 
@@ -265,6 +341,7 @@ def test_doctor_says_what_is_wrong_and_the_fix(user: User) -> None:
     done = user.run("doctor", user.bucket.name)
     assert done.returncode == 1
     assert "FAIL  list" in done.stdout and "The secret key does not belong to" in done.stdout
+    assert not done.stderr
 
 
 def test_dev_server_prints_what_a_shell_needs(user: User) -> None:
@@ -281,3 +358,12 @@ def test_dev_server_prints_what_a_shell_needs(user: User) -> None:
         server.send_signal(signal.SIGINT)
         _, err = server.communicate(timeout=30)
     assert server.returncode == 0 and "Traceback" not in err
+
+
+def test_dev_server_ends_with_its_server(user: User) -> None:
+    starter = user.start("dev-server")
+    assert starter.stdout is not None and "export" in [starter.stdout.readline() for _ in range(2)][1]
+    children = " ".join(found.read_text() for found in Path(f"/proc/{starter.pid}/task").glob("*/children")).split()
+    os.kill(int(children[0]), signal.SIGKILL)
+    _, err = starter.communicate(timeout=30)
+    assert starter.returncode == 1 and "ministack ended with status -9" in err and "Traceback" not in err

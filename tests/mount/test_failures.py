@@ -66,6 +66,20 @@ def test_no_credentials_names_every_place_looked_at(user: User) -> None:
         assert place in said
 
 
+@pytest.mark.parametrize("line", ["[broken", "credential_process = /bin/false", "credential_process = /nowhere"])
+def test_broken_sources_of_credentials(user: User, line: str) -> None:
+    user.variables.update(AWS_ACCESS_KEY_ID="", AWS_SECRET_ACCESS_KEY="")
+    (user.home / ".aws").mkdir()
+    (user.home / ".aws" / "config").write_text(f"[default]\n{line}\n")
+    said = refused(user)
+    assert said.startswith("The credentials cannot be had: ") and "~/.aws" in said
+
+
+def test_a_proxy_that_is_not_there(user: User) -> None:
+    user.variables.update(http_proxy="http://127.0.0.1:9", no_proxy="")
+    assert "the proxy 127.0.0.1:9 cannot be reached" in refused(user, "--timeout", "1")
+
+
 def test_an_unknown_bucket(user: User) -> None:
     assert "There is no bucket 'no-such-bucket' at http://127.0.0.1" in refused(user, bucket="no-such-bucket")
 
@@ -148,6 +162,15 @@ def test_a_cache_folder_that_cannot_be_written(user: User) -> None:
     assert "The cache folder" in said and "cannot be written" in said and "--cache-dir" in said
 
 
+def test_what_the_mount_writes_to_is_not_inside_it(user: User) -> None:
+    inside = str(user.home / "m" / "x")
+    assert "--cache-dir" in refused(user, "--cache-dir", inside, status=2)
+    assert "--log-file" in refused(user, "--log-file", inside, status=2)
+    said = user.fails(2, "mount", user.bucket.name, str(user.home))
+    assert "unsent data" in said and "inside the mountpoint" in said and "XDG_STATE_HOME" in said
+    assert "inside the mountpoint" in user.fails(2, "mount", user.bucket.name, "/")
+
+
 def test_a_folder_for_unsent_data_that_cannot_be_made(user: User) -> None:
     (user.home / "file").touch()
     user.variables["XDG_STATE_HOME"] = str(user.home / "file")
@@ -185,3 +208,11 @@ def test_only_debug_shows_a_traceback(user: User) -> None:
     assert done.returncode == 1
     assert "Traceback" in done.stderr and "There is no bucket" in done.stderr
     assert user.bucket.server.secret_key not in done.stderr
+    user.variables["SLUICEFS_LOG_LEVEL"] = "debug"
+    assert "Traceback" in user.run("status", "/nowhere").stderr, "where there is no such option"
+
+
+def test_a_log_file_that_cannot_be_written(user: User) -> None:
+    for words in (["-f"], []):
+        said = refused(user, "--log-file", "/proc/nowhere/x", *words)
+        assert "/proc/nowhere/x" in said and "should not" not in said

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from typing import Any
 import pytest
 
 from sluicefs.config import MiB
-from tests.mount.helpers import User
+from tests.faults.proxy import FaultProxy
+from tests.faults.rules import Rule
+from tests.mount.helpers import User, wait_until
 
 FILES = {f"set/{number:02}.bin": random.Random(number).randbytes(9 * MiB + number) for number in range(12)}
 
@@ -86,3 +89,27 @@ def test_warm_says_what_is_wrong(filled: User) -> None:
     mount = filled.mount()
     assert "is not on a mount of sluicefs" in filled.fails(2, "warm", str(filled.home))
     assert "does not exist" in filled.fails(2, "warm", f"{mount}/nowhere")
+
+
+def test_warm_takes_a_store_that_is_away_for_that(filled: User) -> None:
+    with FaultProxy(filled.bucket.server.endpoint) as proxy:
+        mount = filled.mount("--endpoint", proxy.url, "--timeout", "1", "--attr-ttl", "0")
+        os.stat(f"{mount}/set")
+        proxy.add(Rule("status", status=403, code="AccessDenied"))
+        assert "cannot be read: Permission denied" in filled.fails(1, "warm", f"{mount}/set")
+        assert "cannot be read: Permission denied" in filled.fails(1, "warm", f"{mount}")
+
+
+def test_warm_ends_on_ctrl_c_in_the_middle_of_a_file(user: User) -> None:
+    store = user.bucket.store()
+    store.put("long", bytearray(48 * MiB))
+    store.close()
+    with FaultProxy(user.bucket.server.endpoint) as proxy:
+        mount = user.mount("--endpoint", proxy.url)
+        proxy.add(Rule("delay", verb="GetObject", seconds=1.0))
+        process = user.start("warm", mount)
+        wait_until(lambda: proxy.counts["GetObject"])
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert status(user, mount)["bytes_down"] < 32 * MiB

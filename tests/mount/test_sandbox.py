@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -72,6 +73,10 @@ def test_results_have_output_errors_and_status(mounted: Callable[[Sandbox], Sand
         assert sandbox.exec("pwd", cwd="/tmp").stdout == "/tmp\n"
         assert sandbox.exec("echo $X", env={"X": "1"}).stdout == "1\n"
         assert sandbox.exec("kill -KILL $$").exit_code == 137
+        assert sandbox.exec(["no-such-command"]).exit_code == 127
+        assert sandbox.exec(["/etc/passwd"]).exit_code == 126
+        with pytest.raises(sluicefs.InvalidMountConfigError, match="no command"):
+            sandbox.exec([])
 
 
 def test_a_timeout_ends_everything_it_started(mounted: Callable[[Sandbox], Sandbox]) -> None:
@@ -200,3 +205,17 @@ def test_run_is_one_command_in_a_sandbox(tmp_path: Path, bucket: Bucket) -> None
     assert read_only.returncode != 0 and "Read-only" in read_only.stderr
     assert "write BUCKET:/PATH" in user.fails(2, "run", "--mount", "data", "--", "true")
     user.clean_up()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_run_that_is_told_to_stop_uploads_and_leaves_nothing(tmp_path: Path, bucket: Bucket, number: signal.Signals) -> None:
+    user = User(tmp_path, bucket, {"TMPDIR": str(tmp_path)})
+    words = ("run", "--mount", f"{bucket.name}:/data", "--", "sh", "-c", "echo x > /data/x; echo ready; sleep 60")
+    process = user.start(*words)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert read(bucket, "x") == b"x\n"
+    assert not list(tmp_path.glob("sluicefs-sandbox-*")) and not list(tmp_path.rglob("*.log"))
+    assert not [row for row in control.mount_table() if row.path.startswith(str(tmp_path))]

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,6 +71,13 @@ def test_credentials_may_be_a_sequence_or_a_mapping(bucket: Bucket, folder: str,
     key, secret = bucket.server.access_key, bucket.server.secret_key
     given = [key, secret, None] if kind == "triple" else {"access_key": key, "secret_key": secret}
     sluicefs.mount_bucket(bucket.name, folder, **{**access(bucket), "credentials": given}).unmount()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("given", ["AKIA-secret", (b"AKIA", b"secret"), {"AKIA", "secret"}, object()])
+def test_what_cannot_be_credentials_is_refused(folder: str, given: Any) -> None:
+    with pytest.raises(sluicefs.InvalidMountConfigError, match="credentials must be") as caught:
+        sluicefs.mount_bucket("bucket", folder, endpoint="http://127.0.0.1:1", credentials=given)
+    assert "secret'" not in str(caught.value)
 
 
 def test_wrong_credentials_are_an_access_error(bucket: Bucket, folder: str) -> None:

@@ -61,3 +61,11 @@ def test_no_cache_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         assert isinstance(error, InvalidMountConfigError)
         assert str(tmp_path / "sluicefs") in str(error)
     assert not any(tmp_path.iterdir()), "looking makes nothing"
+
+
+def test_the_cache_of_the_config_file(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "some.toml").write_text(f'cache-dir = "{folder}"\n')
+    monkeypatch.setenv("SLUICEFS_CONFIG", str(tmp_path / "some.toml"))
+    assert str(folder) in run("stat").output
+    monkeypatch.setenv("SLUICEFS_CACHE_DIR", str(tmp_path / "none"))
+    assert str(tmp_path / "none") in str(run("stat").exception)

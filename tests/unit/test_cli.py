@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from sluicefs import __version__
-from sluicefs.cli import cli, main
+from sluicefs.cli import cli, doctor, main
 from sluicefs.cli.mount import mount
 from sluicefs.cli.options import config_from, size
 from sluicefs.cli.run import split_mount
@@ -100,7 +101,11 @@ def test_sizes_for_people(count: int, text: str) -> None:
         (["frobnicate"], 2),
         (["mount", "bucket", "/mnt", "--frobnicate"], 2),
         (["mount", "bucket", "/mnt", "--memory", "x"], 2),
+        (["mount", "bucket", ""], 2),
         (["unmount", "/nowhere"], 1),
+        (["unmount", ""], 2),
+        (["dev-server", "--bucket", "B"], 2),
+        (["dev-server", "--keep", "/proc/nowhere"], 1),
     ],
 )
 def test_exit_statuses(arguments: list[str], status: int, capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,7 +113,7 @@ def test_exit_statuses(arguments: list[str], status: int, capsys: pytest.Capture
         main(arguments)
     assert (ended.value.code or 0) == status
     said = capsys.readouterr()
-    assert "Traceback" not in said.err
+    assert "Traceback" not in said.err and "should not" not in said.err
     assert bool(said.err) == bool(status)
 
 
@@ -118,9 +123,28 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().out == f"sluicefs {__version__}\n"
 
 
-def test_status_says_where_the_endpoint_ignores_conditions() -> None:
+def test_status_says_what_is_amiss() -> None:
     answer: dict[str, Any] = {"alive": True, "mountpoint": "/m", "bucket": "b", "prefix": "", "endpoint": "http://e", "pid": 1}
     answer |= {"started": 0.0, "read_only": False, "write_mode": "sync", "pending": {"files": 0, "bytes": 0}, "requests": {}}
     answer |= {"cache": {"used": 0, "budget": 0, "hits": 0, "misses": 0}, "retries": 0, "bytes_down": 0, "bytes_up": 0}
+    answer["disk"] = None
+    assert "disk" not in "\n".join(status_lines(answer))
+    disk = {"used": 1024, "limit": 2048, "on": False, "hits": 3, "misses": 4, "bytes_skipped": 10, "damaged": 0}
+    line = "  disk      1.0 KiB of 2.0 KiB, hits 3, misses 4, off for now, 10 B not taken"
+    assert line in status_lines({**answer, "disk": disk})
+    left_out = [f"a//{n}" for n in range(6)]
+    line = "  left out  9 keys that cannot be file names: 'a//0', 'a//1', 'a//2', 'a//3', 'a//4', …"
+    assert line in status_lines({**answer, "left_out": left_out, "left_out_count": 9})
     for heeded, says in ((True, False), (None, False), (False, True)):
         assert ("ignores If-Match" in "\n".join(status_lines({**answer, "if_match": heeded}))) is says
+
+
+def test_doctor_sees_a_fusermount_that_may_not_mount(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "fusermount"
+    program.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(doctor.os, "getuid", lambda: 1000)
+    found = doctor._fusermount()
+    assert not found.ok and f"chmod u+s {program}" in found.fix
+    program.chmod(0o4755)
+    assert doctor._fusermount().ok

@@ -112,6 +112,7 @@ def test_targets(target: str, expected: tuple[str, str]) -> None:
 def test_prefixes_add_up_and_end_in_a_slash(write: Any) -> None:
     file = write('[buckets.DATA]\nbucket = "data"\nprefix = "/team"\n')
     assert make("DATA:/users", {"prefix": "/1/"}, file=file).prefix == "team/users/1/"
+    assert make("DATA:/users", environment={"SLUICEFS_PREFIX": "of"}, file=file).prefix == "team/of/users/"
     assert make("bucket:/").prefix == ""
 
 
@@ -206,6 +207,7 @@ def test_wrong_options_in_fstab_form(words: str, says: str) -> None:
         ({"attr_ttl": "nan"}, "--attr-ttl must be a time"),
         ({"attr_ttl": float("nan")}, "--attr-ttl must be between"),
         ({"attrs": "some"}, "--attrs must be one of auto, listing, full"),
+        ({"cache_dir": ""}, "--cache-dir must not be empty"),
         ({"write_mode": "fast"}, "--write-mode must be one of sync, back"),
         ({"read_only": "maybe"}, "--read-only must be true or false"),
         ({"region": 7}, "--region must be text"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import socket
 import stat
@@ -20,6 +21,7 @@ from sluicefs.config import Config
 from sluicefs.errors import UnmountError
 from sluicefs.fs.filesystem import FileSystem
 from sluicefs.fs.nodes import Node
+from sluicefs.fuse.stopping import StopSignals
 from sluicefs.store.api import Store
 
 
@@ -109,6 +111,20 @@ def test_a_socket_left_by_a_crash_is_taken_over_a_live_one_is_not(server: contro
     assert control.call("/mnt/x", "echo") == {}
 
 
+def test_the_process_of_a_mount_is_found_wherever_its_socket_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another user's, as root sees it, or one that was started with another XDG_RUNTIME_DIR."""
+    row = control.MountPoint("/mnt/x", control.FS_TYPE, "sluicefs:b", f"rw,user_id={os.getuid()}", "0:41")
+    monkeypatch.setattr(control, "mount_table", lambda: [row])
+    places = [f"{tmp_path}/theirs", f"{tmp_path}/ours"]
+    monkeypatch.setattr(control, "_runtime_places", lambda uid: places)
+    server = control.Server(control.socket_path("/mnt/x"), {"echo": lambda args: args})
+    server.start()
+    places.reverse()
+    assert control.call("/mnt/x", "echo", a=1) == {"a": 1} and control.listens("/mnt/x")
+    server.close()
+    assert not control.listens("/mnt/x")
+
+
 def test_the_table_of_mounts_is_read() -> None:
     rows = {row.path: row for row in control.mount_table()}
     assert "/" in rows and rows["/proc"].fs_type == "proc"
@@ -117,8 +133,31 @@ def test_the_table_of_mounts_is_read() -> None:
     assert control.find_mount("/proc/self") is None
 
 
-def test_paths_with_spaces_and_backslashes_are_read() -> None:
-    assert control._unescaped(r"/a\040b\134040") == r"/a b\040"
+def test_whatever_anybody_mounted_the_table_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = (
+        rb"30 1 0:40 / /a\040b\134040 rw - tmpfs  rw",
+        b"31 1 0:41 / /a\xa0\xc2\xa0b\rc\x0b rw shared:1 - fuse.sluicefs sluicefs:b:/\\043 rw,user_id=0",
+    )
+    monkeypatch.setattr(control, "open", lambda *_: io.BytesIO(b"".join(line + b"\n" for line in lines)), raising=False)
+    one, two = control.mount_table()
+    assert (one.path, one.source, one.options) == (r"/a b\040", "", "rw")
+    assert (os.fsencode(two.path), two.source, two.device) == (b"/a\xa0\xc2\xa0b\rc\x0b", "sluicefs:b:/#", "0:41")
+    assert two.is_ours
+
+
+def test_a_path_is_followed_as_the_kernel_does_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "far/away").mkdir(parents=True)
+    (tmp_path / "far/m").mkdir()
+    (tmp_path / "m").mkdir()
+    (tmp_path / "link").symlink_to("far/away")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "to-m").symlink_to("link/../m")
+    monkeypatch.chdir(tmp_path)
+    row = control.MountPoint(f"{tmp_path}/far/m", control.FS_TYPE, "sluicefs:b", "rw", "0:41")
+    monkeypatch.setattr(control, "mount_table", lambda: [row])
+    for path in ("m", "m/", "./m", "link/../m", "link/..", "to-m", "to-m/", "", ".", "/", "nowhere/x", str(tmp_path / "m/.")):
+        assert control.real_path(path) == os.path.realpath(path), path
+    control.real_path("loop")
 
 
 def test_an_unmount_is_refused_however_many_files_could_not_be_sent(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,10 +165,11 @@ def test_an_unmount_is_refused_however_many_files_could_not_be_sent(runtime: Pat
     nodes = [Node(number, None, f"{number}", 0o100644) for number in range(10_000)]
     failed = [(node, OSError(errno.EIO, "the store does not answer, as is said at some length here " * 2)) for node in nodes]
     fs = SimpleNamespace(sync_all=lambda: failed, pending=lambda: len(failed))
-    flush = mount._handlers(Config("b", "/mnt/x"), cast(Store, None), cast(FileSystem, fs))["flush"]
+    handlers = mount._handlers(Config("b", "/mnt/x"), cast(Store, None), cast(FileSystem, fs), StopSignals())
+    flush = handlers["flush"]
     server = control.Server(control.socket_path("/mnt/x"), {"flush": flush, "status": lambda _: {"pid": 0}})
     server.start()
-    monkeypatch.setattr(control, "find_mount", lambda path: control.MountPoint(path, "fuse.sluicefs", "sluicefs:b", ""))
+    monkeypatch.setattr(control, "find_mount", lambda path: control.MountPoint(path, "fuse.sluicefs", "sluicefs:b", "", "0:1"))
     monkeypatch.setattr(lifecycle, "is_dead", lambda path: False)
     monkeypatch.setattr(lifecycle, "_unmount", lambda path: pytest.fail("it was unmounted"))
     with pytest.raises(UnmountError, match=r"^10000 files are not in the bucket yet: 0 "):

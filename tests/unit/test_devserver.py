@@ -140,6 +140,11 @@ def test_a_taken_port_is_said() -> None:
         DevServer("ministack", port=holder.getsockname()[1]).start()
 
 
+def test_a_port_taken_by_a_server_of_its_own_kind_is_said() -> None:
+    with DevServer("ministack") as first, pytest.raises(DevServerError, match="is taken"):
+        DevServer("ministack", port=int(first.endpoint.rpartition(":")[2])).start()
+
+
 def test_wrong_choices_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DevServerError, match="choose seaweedfs or ministack"):
         DevServer("other")

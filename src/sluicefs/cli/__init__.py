@@ -6,6 +6,7 @@ Each command is in a file of its own, imported when it is asked for: `sluicefs m
 from __future__ import annotations
 
 import importlib
+import io
 import itertools
 import os
 import sys
@@ -56,6 +57,8 @@ def main(arguments: list[str] | None = None) -> None:
             os.fstat(number)
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path can hold what this terminal cannot show
     if os.path.basename(sys.argv[0]) == "mount.sluicefs":
         if "-f" in arguments:
             sys.exit(0)  # mount(8) asks for everything but the mount
@@ -79,11 +82,13 @@ def main(arguments: list[str] | None = None) -> None:
         if _wants_trace(arguments):
             traceback.print_exc()
         click.echo(
-            f"sluicefs: failed in a way it should not: {type(error).__name__}: {error}. --log-level debug shows where.",
+            f"sluicefs: failed in a way it should not: {type(error).__name__}: {error}. SLUICEFS_LOG_LEVEL=debug shows where.",
             err=True,
         )
         sys.exit(1)
 
 
 def _wants_trace(arguments: list[str]) -> bool:
+    if os.environ.get("SLUICEFS_LOG_LEVEL") == "debug":  # for the commands that have no such option
+        return True
     return "--log-level=debug" in arguments or ("--log-level", "debug") in itertools.pairwise(arguments)

@@ -11,9 +11,10 @@ import click
 
 from sluicefs.cache import Folder
 from sluicefs.cli.options import size
+from sluicefs.config import usual_cache_dir
 from sluicefs.errors import InvalidMountConfigError, SluiceError
 
-_folder = click.option("--cache-dir", metavar="DIR", help="The folder of the cache [~/.cache/sluicefs].")
+_folder = click.option("--cache-dir", metavar="DIR", help="Its folder [that of the config file, else ~/.cache/sluicefs].")
 
 
 @click.group(short_help="Look at, check or empty the disk cache.")
@@ -79,8 +80,7 @@ def verify(cache_dir: str | None) -> None:
 
 def _with_folder(cache_dir: str | None, work: Callable[[Folder], None], *, lock: bool = True) -> None:
     """Call `work` with the cache's folder, which must be there."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    place = os.path.abspath(os.path.expanduser(cache_dir)) if cache_dir else os.path.join(home, "sluicefs")
+    place = os.path.abspath(os.path.expanduser(cache_dir)) if cache_dir is not None else usual_cache_dir()
     if not os.path.isdir(os.path.join(place, "blocks")):
         raise InvalidMountConfigError(f"There is no disk cache in {place}. Name its folder with --cache-dir.")
     try:

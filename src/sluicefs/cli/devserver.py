@@ -7,6 +7,9 @@ import signal
 
 import click
 
+from sluicefs.config import is_bucket_name
+from sluicefs.errors import InvalidMountConfigError
+
 
 @click.command(short_help="Run an S3 server on this machine, for development.")
 @click.option("--keep", metavar="DIR", help="Keep the objects in DIR (SeaweedFS) [in memory, gone at the end (MiniStack)].")
@@ -17,14 +20,21 @@ def dev_server(keep: str | None, port: int, bucket: str) -> None:
 
     Never for data that matters.
     """
-    from sluicefs.devserver import DevServer
+    from sluicefs.devserver import DevServer, DevServerError
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, stop)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, stop)
+    if not is_bucket_name(bucket):
+        raise InvalidMountConfigError(f"--bucket {bucket}: a bucket's name is 3 to 63 of a-z, 0-9, '-', '.'.")
     if keep is not None:
         keep = os.path.abspath(keep)
+        try:
+            os.makedirs(keep, mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise DevServerError(f"The folder {keep} cannot be made: {error.strerror}. Give another with --keep.") from None
     with DevServer("ministack" if keep is None else "seaweedfs", data=keep, port=port) as server:
         server.create_bucket(bucket)
         click.echo(f"# The bucket is {bucket!r}. In another terminal, set these and then: sluicefs mount {bucket} DIR")
@@ -34,7 +44,6 @@ def dev_server(keep: str | None, port: int, bucket: str) -> None:
         click.echo(f"export AWS_REGION={server.region}")
         click.echo("# Running until Ctrl-C.", err=True)
         try:
-            while True:
-                signal.pause()
+            server.wait()
         except KeyboardInterrupt:
             click.echo("# Stopping.", err=True)

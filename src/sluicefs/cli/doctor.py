@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import email.utils
 import json
+import logging
 import os
 import secrets
 import shutil
 import socket
 import ssl
+import stat
 import time
 import urllib.error
 import urllib.request
@@ -49,6 +51,7 @@ def doctor(target: str, as_json: bool, **given: Any) -> None:
 
     The exit status is 0 if all is well.
     """
+    logging.getLogger("sluicefs").addHandler(logging.NullHandler())  # what would be logged is a finding
     config = config_from(target, "/", given)
     findings = []
     for finding in examine(config):
@@ -100,6 +103,8 @@ def _fusermount() -> Finding:
     program = shutil.which("fusermount")
     if program is None:
         return Finding("fusermount", os.getuid() == 0, "missing", "Install it: apt-get install fuse.")
+    if os.getuid() != 0 and not os.stat(program).st_mode & stat.S_ISUID:
+        return Finding("fusermount", False, f"{program} may not mount", f"It must be setuid root: chmod u+s {program} as root.")
     return Finding("fusermount", True, program)
 
 

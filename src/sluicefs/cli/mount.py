@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Any
 
@@ -11,6 +10,7 @@ import click
 from sluicefs import lifecycle
 from sluicefs.cli.options import config_from, mount_options
 from sluicefs.config import Config
+from sluicefs.errors import InvalidMountConfigError, MountError
 
 
 @click.command(short_help="Mount a bucket on a directory.")
@@ -35,9 +35,11 @@ def mount(target: str, directory: str, **given: Any) -> None:
 @click.argument("directory", metavar="DIR")
 def unmount(directory: str) -> None:
     """Upload what is pending on the mount DIR, then unmount it; returns when its process has ended."""
+    if not directory:
+        raise InvalidMountConfigError("The mountpoint is empty: name a folder.")
     bar = _Bar()
     try:
-        lifecycle.stop(os.path.abspath(directory), progress=bar.show)
+        lifecycle.stop(directory, progress=bar.show)
     finally:
         bar.close()
 
@@ -45,7 +47,10 @@ def unmount(directory: str) -> None:
 def _serve_here(config: Config) -> None:
     from sluicefs import daemon
 
-    daemon.log_to(config, config.log_file)
+    try:
+        daemon.log_to(config, config.log_file)
+    except OSError as error:
+        raise MountError(f"The log file {config.log_file} cannot be written: {error.strerror}. Give another.") from None
     store = daemon.open_store(config)
     daemon.run(config, store, daemon.notify_supervisor)
 

@@ -11,6 +11,7 @@ import click
 
 from sluicefs import control, lifecycle
 from sluicefs.cli.options import size
+from sluicefs.config import bucket_of
 from sluicefs.errors import SluiceError
 
 if TYPE_CHECKING:
@@ -49,13 +50,14 @@ def recover(what: str | None, listing: bool, upload: bool, save: str | None) -> 
 def _which(what: str | None) -> tuple[str | None, str | None]:
     if what is None:
         return None, None
-    path = os.path.realpath(what)
-    if os.sep in what or os.path.isdir(path):
-        row = control.find_mount(path)
-        if row is not None and row.is_ours and not lifecycle.is_dead(path):
+    path = control.real_path(what)
+    row = control.find_mount(path)
+    mounted = row is not None and row.is_ours
+    if mounted or os.sep in what.partition(":")[0] or os.path.isdir(path):
+        if mounted and not lifecycle.is_dead(path):
             raise SluiceError(f"{path} is mounted; it sends what is unsent. `sluicefs status {path}` says how much there is.")
         return None, path
-    return what.partition(":")[0], None
+    return bucket_of(what), None
 
 
 def _line(unsent: Unsent) -> str:
@@ -69,24 +71,30 @@ def _line(unsent: Unsent) -> str:
 def _upload(found: list[Unsent]) -> None:
     from sluicefs import daemon, recovery
 
-    failed = _lost(found)
+    failed, sent = _lost(found), 0
     for unsent in _one_of_each(found):
         config = recovery.config_of(unsent)
         store = daemon.open_store(config)
         try:
-            failed |= recovery.upload(config, store, unsent.root)
+            count, left = recovery.upload(config, store, unsent.root)
+            sent, failed = sent + count, failed | left
         finally:
             store.close()
     if failed:
         names = ", ".join(f"{name} ({why})" for name, why in list(failed.items())[:5])
         raise SluiceError(f"{len(failed)} of {len(found)} files could not be sent and are still kept: {names}")
-    click.echo(f"{len(found)} files are in their bucket now.")
+    click.echo(f"{sent} files are in their bucket now.")
+    if sent < len(found):
+        raise SluiceError(f"{len(found) - sent} files are in the hands of another process now; `sluicefs status` shows mounts.")
 
 
 def _save(found: list[Unsent], folder: str) -> None:
     from sluicefs import daemon, recovery
 
-    os.makedirs(folder, exist_ok=True)
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise SluiceError(f"The folder {folder} cannot be made: {error.strerror}. Give another with --save.") from None
     for unsent in _one_of_each(found):
         config = recovery.config_of(unsent)
         open_store: Any = functools.lru_cache(maxsize=1)(functools.partial(daemon.open_store, config))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 import click
@@ -26,11 +27,18 @@ def run(mounts: tuple[str, ...], net: bool, command: tuple[str, ...], **given: A
     from sluicefs.sandbox import Sandbox
 
     specs = [split_mount(text) for text in mounts]
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, _end)
     with Sandbox("run", net=net) as sandbox:
         for target, path, read_only in specs:
             sandbox.mount_config(config_from(target, "/", {**given, "read_only": read_only or None}), path)
         code = sandbox.run(command)
     raise SystemExit(code)
+
+
+def _end(number: int, _: object) -> None:
+    """Told to stop, the sandbox is still cleaned up."""
+    raise SystemExit(128 + number)
 
 
 def split_mount(text: str) -> tuple[str, str, bool]:

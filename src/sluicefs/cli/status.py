@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from typing import Any
 
@@ -74,7 +73,7 @@ def _ask(directory: str | None) -> list[dict[str, Any]]:
     """Each mount's own answer, with `alive`; a mount whose process does not answer has little more."""
     mounts = control.list_mounts()
     if directory is not None:
-        path = os.path.realpath(directory)
+        path = control.real_path(directory)
         mounts = [row for row in mounts if row.path == path]
         if not mounts:
             raise InvalidMountConfigError(f"{directory} is not a mount of sluicefs. `sluicefs status` lists those there are.")
@@ -84,8 +83,9 @@ def _ask(directory: str | None) -> list[dict[str, Any]]:
             answers.append({**control.call(row.path, "status"), "alive": True})
         except (OSError, control.ControlError) as error:
             dead = isinstance(error, ConnectionError) and lifecycle.is_dead(row.path)
-            why = "its process is gone" if dead else str(error)
-            answers.append({"mountpoint": row.path, "source": row.source, "alive": False, "why": why})
+            said = error.strerror if isinstance(error, OSError) else None
+            why = "its process is gone" if dead else said or str(error)
+            answers.append({"mountpoint": row.path, "source": row.source, "alive": False, "dead": dead, "why": why})
     return answers
 
 
@@ -97,7 +97,8 @@ def _source(answer: dict[str, Any]) -> str:
 def _lines(answer: dict[str, Any]) -> list[str]:
     path = answer["mountpoint"]
     if not answer["alive"]:
-        return [f"{path}  {answer['source']}  does not answer: {answer['why']}", f"  clean up with: sluicefs unmount {path}"]
+        clean_up = [f"  clean up with: sluicefs unmount {path}"] if answer["dead"] else []
+        return [f"{path}  {answer['source']}  does not answer: {answer['why']}", *clean_up]
     minutes, seconds = divmod(int(time.time() - answer["started"]), 60)
     hours, minutes = divmod(minutes, 60)
     mode = "read-only" if answer["read_only"] else f"read-write ({answer['write_mode']})"
@@ -108,11 +109,28 @@ def _lines(answer: dict[str, Any]) -> list[str]:
         f"  {mode}, process {answer['pid']}, up {hours}:{minutes:02}:{seconds:02}",
         f"  pending   {pending['files']} files, {size(pending['bytes'])}",
         f"  memory    {size(cache['used'])} of {size(cache['budget'])}, hits {cache['hits']}, misses {cache['misses']}",
+        *_disk(answer["disk"]),
         f"  requests  {requests}; retries {answer['retries']}",
         f"  moved     {size(answer['bytes_down'])} down, {size(answer['bytes_up'])} up",
     ]
     if answer.get("if_match") is False:
         lines.append("  note      the endpoint ignores If-Match: two writers within one round trip can lose a change")
     if answer.get("left_out"):
-        lines.append(f"  left out  keys that cannot be file names: {', '.join(map(repr, answer['left_out'][:5]))}")
+        some = ", ".join(map(repr, answer["left_out"][:5]))
+        more = ", …" if answer["left_out_count"] > 5 else ""
+        lines.append(f"  left out  {answer['left_out_count']} keys that cannot be file names: {some}{more}")
     return lines
+
+
+def _disk(disk: dict[str, Any] | None) -> list[str]:
+    """The line on the disk cache, if there is one; what is amiss with it at its end."""
+    if disk is None:
+        return []
+    words = [f"{size(disk['used'])} of {size(disk['limit'])}", f"hits {disk['hits']}, misses {disk['misses']}"]
+    if not disk["on"]:
+        words.append("off for now")
+    if disk["bytes_skipped"]:
+        words.append(f"{size(disk['bytes_skipped'])} not taken")
+    if disk["damaged"]:
+        words.append(f"{disk['damaged']} damaged")
+    return [f"  disk      {', '.join(words)}"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -30,7 +31,8 @@ def warm(paths: tuple[str, ...]) -> None:
     total = sum(size for _, size in files)
     columns = (TextColumn("warming"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     failed: list[str] = []
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    stop = threading.Event()  # Ctrl-C: the readers do not go on to the end of their files
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("warm", total=total)
 
         def read(path: str) -> None:
@@ -38,14 +40,18 @@ def warm(paths: tuple[str, ...]) -> None:
                 with open(path, "rb", buffering=0) as file:
                     if disks:  # what only the kernel holds would not come by
                         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-                    while disks.wait() and (piece := file.read(PIECE)):
+                    while not stop.is_set() and disks.wait() and (piece := file.read(PIECE)):
                         progress.advance(task, len(piece))
             except OSError as error:
                 failed.append(f"{path}: {error.strerror}")
 
         with ThreadPoolExecutor(READERS) as pool:
-            for _ in pool.map(read, (path for path, _ in files)):
-                pass
+            try:
+                for _ in pool.map(read, (path for path, _ in files)):
+                    pass
+            except BaseException:
+                stop.set()
+                raise
         skipped = disks.finish()
     if failed:
         raise BucketAccessError(f"{len(failed)} of {len(files)} files could not be read: {'; '.join(failed[:5])}")
@@ -118,16 +124,28 @@ def _mount_of(path: str) -> str:
 
 
 def _files(paths: tuple[str, ...]) -> Iterator[tuple[str, int]]:
-    """(path, bytes) of every regular file at or below the paths, links not followed."""
-    for path in paths:
-        real = os.path.realpath(path)
-        if not os.path.lexists(real):
-            raise InvalidMountConfigError(f"{path} does not exist.")
-        if not os.path.isdir(real):
-            yield real, os.path.getsize(real)
-            continue
-        for folder, _, names in os.walk(real):
-            for name in sorted(names):
-                found = os.lstat(os.path.join(folder, name))
-                if stat.S_ISREG(found.st_mode):
-                    yield os.path.join(folder, name), found.st_size
+    """(path, bytes) of every regular file at or below the paths, links not followed.
+
+    Raises InvalidMountConfigError for a path that is not there, BucketAccessError for what cannot be looked at.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    try:
+        for path in paths:
+            real = os.path.realpath(path)
+            try:
+                is_file = not stat.S_ISDIR(os.lstat(real).st_mode)
+            except FileNotFoundError:
+                raise InvalidMountConfigError(f"{path} does not exist.") from None
+            if is_file:
+                yield real, os.lstat(real).st_size
+                continue
+            for folder, _, names in os.walk(real, onerror=refuse):
+                for name in sorted(names):
+                    found = os.lstat(os.path.join(folder, name))
+                    if stat.S_ISREG(found.st_mode):
+                        yield os.path.join(folder, name), found.st_size
+    except OSError as error:
+        raise BucketAccessError(f"{error.filename} cannot be read: {error.strerror}. Nothing was fetched yet.") from error

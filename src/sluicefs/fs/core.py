@@ -41,6 +41,7 @@ class Core:
         self.config = config
         about = {"endpoint": config.endpoint or "", "bucket": config.bucket, "prefix": config.prefix}
         about |= {"region": config.region or "", "provider": config.provider, "mountpoint": config.mountpoint}
+        about["ca_bundle"] = config.ca_bundle or ""
         self.staging = Staging(staging, about)
         self.store = store = cast(Store, JournalingStore(store, self.staging))
         self.started = time.time()

@@ -112,8 +112,11 @@ class Sandbox:
         if not bubblewrap.is_free(path):
             raise InvalidMountConfigError(f"{path} is a folder of the system. Choose another, such as /data.")
         outside = tempfile.mkdtemp(prefix="mount-", dir=self._ours())
+        log = config.log_file or f"{outside}.log"  # it goes with the sandbox
         try:
-            mount = mount_config(replace(config, mountpoint=os.path.realpath(outside), foreground=False), credentials)
+            mount = mount_config(
+                replace(config, mountpoint=os.path.realpath(outside), foreground=False, log_file=log), credentials
+            )
         except BaseException:
             os.rmdir(outside)
             raise
@@ -213,7 +216,10 @@ class Sandbox:
         stdin: int | None,
         output: int | IO[bytes] | None,
     ) -> subprocess.Popen[bytes]:
-        words = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
+        if not command:
+            raise InvalidMountConfigError("There is no command to run: give a list of words, or a text for /bin/sh.")
+        # By way of a shell, as bwrap ends with 1 where there is no such command, and not with 127.
+        words = ["/bin/sh", "-c", *([command] if isinstance(command, str) else ['exec "$@"', "sh", *command])]
         mounts = {path: (mount.mountpoint, mount.config.read_only) for path, mount in self._mounts.items()}
         line = bubblewrap.command_line(self._ours(), mounts, net=self.net, cwd=cwd)
         return subprocess.Popen(

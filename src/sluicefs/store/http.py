@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from urllib.parse import urlsplit
 
-from sluicefs.store.proxy import find_proxy, tunnel
+from sluicefs.store.proxy import ProxyError, find_proxy, tunnel
 
 MAX_HEAD = 64 * 1024  # bytes of a status line and headers; S3 allows 8 KiB of metadata
 _HEAD_STEP = 8 * 1024  # bytes of one receive while the head is awaited
@@ -395,7 +395,12 @@ class Pool:
     def _connect(self, end: float) -> Connection:
         proxy = self.proxy
         address = (proxy.host, proxy.port) if proxy is not None else (self.host, self.port)
-        sock = socket.create_connection(address, timeout=max(_LEAST, min(self.timeout, 10.0, end - time.monotonic())))
+        try:
+            sock = socket.create_connection(address, timeout=max(_LEAST, min(self.timeout, 10.0, end - time.monotonic())))
+        except (ConnectionRefusedError, socket.gaierror) as error:
+            if proxy is None:
+                raise
+            raise ProxyError(f"the proxy {proxy.host}:{proxy.port} cannot be reached: {error.strerror}") from error
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from sluicefs.errors import AccessDeniedError, BucketAccessError, StoreError
+from sluicefs.errors import AccessDeniedError, BucketAccessError, MissingCredentialsError, StoreError
 from sluicefs.store.advice import advice
 from sluicefs.store.api import Counters
 from sluicefs.store.client import Client, Credentials, LightTransport, Reply, Transport
@@ -100,8 +100,14 @@ class ChainCredentials:
 
     @classmethod
     def find(cls) -> ChainCredentials | None:
-        """What the chain finds; None where it finds nothing."""
-        found = cls._search()
+        """What the chain finds; None where it finds nothing. Raises MissingCredentialsError where it is broken."""
+        try:
+            found = cls._search()
+        except AccessDeniedError as error:
+            raise MissingCredentialsError(
+                f"The {error.strerror}. Check AWS_PROFILE and the files in ~/.aws, or log in anew; or set AWS_ACCESS_KEY_ID "
+                "and AWS_SECRET_ACCESS_KEY."
+            ) from error
         return None if found is None else cls(found)
 
     @staticmethod
@@ -112,8 +118,9 @@ class ChainCredentials:
         _hush()
         try:
             return botocore.session.Session().get_credentials()
-        except botocore.exceptions.BotoCoreError as error:
-            raise AccessDeniedError(f"credentials cannot be had: {error}", code="Credentials") from None
+        except (botocore.exceptions.BotoCoreError, OSError) as error:
+            said = str(error).rstrip(".: ")
+            raise AccessDeniedError(f"credentials cannot be had: {said}", code="Credentials") from None
 
     def keys(self) -> Keys:
         import botocore.exceptions
