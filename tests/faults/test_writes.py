@@ -108,7 +108,7 @@ def test_recover_does_not_forget_what_it_could_not_read_of_the_bucket(user: User
     proxy.clear()
     proxy.add("denied")
     done = user.run("recover", "--save", str(user.home / "saved"))
-    assert done.returncode == 1 and "1 files could not be saved and are still kept: old" in done.stderr
+    assert done.returncode == 1 and "1 files could not be saved whole and are still kept: old" in done.stderr
     assert (user.home / "saved/new").read_text() == "new" and (user.home / "saved/old").read_bytes() == b"\0\0\0more"
     assert user.ok("recover").count("\n") == 1
     proxy.clear()
