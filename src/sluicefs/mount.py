@@ -239,4 +239,8 @@ def _handlers(
         threading.Timer(0.05, stop_signals.stop).start()  # after this answer is out
         return {}
 
-    return {"status": status, "flush": flush, "stop": stop}
+    def drop_memory(_: dict[str, Any]) -> dict[str, Any]:
+        fs.drop_memory()
+        return {}
+
+    return {"status": status, "flush": flush, "drop-memory": drop_memory, "stop": stop}

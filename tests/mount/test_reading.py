@@ -77,6 +77,18 @@ def test_what_the_kernel_has_read_already_is_warmed_all_the_same(filled: User) -
     assert user_files >= sum(map(len, FILES.values()))
 
 
+def test_what_was_just_written_is_warmed_too(filled: User) -> None:
+    words = ("--cache-dir", str(filled.home / "cache"), "--cache-size", "200M")
+    mount = filled.mount(*words)
+    Path(mount, "set/new").write_bytes(b"new" * 10_000)
+    assert Path(mount, "set/new").read_bytes() == b"new" * 10_000
+    filled.ok("warm", f"{mount}/set/new")
+    filled.ok("unmount", mount)
+    filled.ok("mount", filled.bucket.name, mount, *words)
+    assert Path(mount, "set/new").read_bytes() == b"new" * 10_000
+    assert "GetObject" not in status(filled, mount)["requests"]
+
+
 def test_two_mounts_share_a_cache(filled: User) -> None:
     words = ("--cache-dir", str(filled.home / "cache"), "--cache-size", "200M")
     first, second = filled.mount(*words, name="a"), filled.mount(*words, name="b")

@@ -405,3 +405,19 @@ def test_a_file_too_large_to_be_kept_leaves_as_it_is_read() -> None:
     assert cache.stats()["used"] <= 9 * MiB  # the small file, and the blocks that were not read ahead
     assert all(kept.try_read(offset, 4096) is not None for offset in range(0, 8 * MiB, 128 * 1024))
     assert cache.stats()["evictions"] == 0
+
+
+def test_drop_ended_leaves_what_is_under_way() -> None:
+    cache = BlockCache(100)
+    blocks = BlockMap(cache)
+    blocks.insert(0, b"x" * 10)
+    under_way = blocks.claim(10, 30)
+    assert under_way is not None
+    blocks.drop_ended()
+    assert len(blocks) == 1 and cache.used == 20 and not blocks.covers(0, 1)
+    under_way.writable()[:] = b"y" * 20
+    under_way.advance(20)
+    under_way.finish()
+    assert blocks.covers(10, 30)
+    blocks.drop_ended()
+    assert len(blocks) == 0 and cache.used == 0

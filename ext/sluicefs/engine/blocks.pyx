@@ -335,6 +335,13 @@ cdef class BlockMap:
             block.withdraw()
             self.cache.drop(block)
 
+    def drop_ended(self):
+        """Drop the blocks whose fetch has ended."""
+        cdef Block block
+        for block in list(self.blocks):
+            if block.ended:
+                self.cache.drop(block)
+
 
 cdef class BlockCache:
     """The budget over all blocks, and who leaves first.

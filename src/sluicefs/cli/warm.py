@@ -68,6 +68,8 @@ class Disks:
 
     def __init__(self, mounts: set[str]) -> None:
         self._mounts = [mount for mount in mounts if self._disk(mount)]
+        for mount in self._mounts:
+            control.call(mount, "drop-memory")  # what is in memory only would not come by the disk cache
         self._skipped_before = self._skipped()
         self._go = threading.Event()
         self._go.set()

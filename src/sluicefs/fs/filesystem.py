@@ -18,7 +18,7 @@ from sluicefs.fs.core import Core
 from sluicefs.fs.files import Files, Handle
 from sluicefs.fs.names import RESERVED, decode_name, error
 from sluicefs.fs.namespace import Caller, Namespace
-from sluicefs.fs.nodes import Node
+from sluicefs.fs.nodes import FileState, Node
 from sluicefs.fs.xattrs import ExtendedAttributes
 from sluicefs.store.api import Store
 
@@ -331,6 +331,14 @@ class FileSystem:
     def take_over(self, *, everything: bool = False) -> None:
         """Bring back and send what a crash left, `everything`: also what applications were told had failed."""
         self.files.take_over(everything=everything)
+
+    def drop_memory(self) -> None:
+        """Forget the bytes of the bucket that memory has: who reads them gets them from the disk cache or the bucket."""
+        with self.core.lock:
+            states = [node.state for node in self.core.table.by_ino.values()]
+            versions = [state.version for state in states if isinstance(state, FileState) and state.version is not None]
+        for version in versions:
+            version.blocks.drop_ended()
 
     def pending(self) -> int:
         """How many files hold data or attributes the bucket does not have."""
