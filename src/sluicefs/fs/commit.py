@@ -24,7 +24,7 @@ from sluicefs.fs.draft import INLINE, Draft, ReadBase
 from sluicefs.fs.multipart import Multipart, Patience
 from sluicefs.fs.nodes import Node, Version
 from sluicefs.staging import Base, Record
-from sluicefs.store.api import Buffer
+from sluicefs.store.api import Buffer, ObjectInfo
 
 if TYPE_CHECKING:
     from sluicefs.fs.core import Core
@@ -141,7 +141,7 @@ class Committer:
             return  # nothing to keep: its name is gone, its bytes live as long as it is open
         try:
             key = self.core.key_of(node)
-            if draft.restored and self._bucket_has_it(node, draft, key):
+            if draft.restored is not None and self._bucket_has_it(node, draft, draft.restored, key):
                 return
             self._commit_to(node, draft, key, Patience(draft, background, deadline))
         except CancelledError:
@@ -197,11 +197,15 @@ class Committer:
             return False
         log.info("%s: what could not be sent before had arrived all the same", key)
         self.multipart.abandon(draft)
+        self._base_on(draft, key, there)
+        return True
+
+    def _base_on(self, draft: Draft, key: str, there: ObjectInfo) -> None:
+        """An earlier state of this very draft is the object now: what still shows the base is the same in both."""
         draft.covers = there.etag
-        if draft.base is not None and draft.base.key == key:  # what still shows the base is the same in both
+        if draft.base is not None and draft.base.key == key:
             draft.base = self.core.version(key, there.etag, there.size)
             draft.read_base = self.reads_of(draft.base)
-        return True
 
     def _send(
         self,
@@ -330,26 +334,28 @@ class Committer:
         """Is the object under a file's key another file's, which this one was renamed over before it was sent?"""
         return node.draft is not None and node.draft.replaces
 
-    def _bucket_has_it(self, node: Node, draft: Draft, key: str) -> bool:
-        """Was a restored draft sent before the crash, and only its record not struck out?
+    def _bucket_has_it(self, node: Node, draft: Draft, record: Record, key: str) -> bool:
+        """Was a draft that was restored from `record` sent before the crash, and only the record not struck out?
 
         ConditionFailedError: others wrote the file later than this was written, so it does not win.
         """
-        assert draft.saved is not None
+        known = node.etag, draft.covers
         try:
             info = self.core.store.head(key)
         except NotFoundError:
             draft.covers = ""
             return False
-        draft.covers = info.etag
-        ours, theirs, landing = draft.saved[1].metadata, info.metadata or {}, draft.saved[1].landing
-        if info.etag != landing and (info.size != draft.size or not _same_version(ours, theirs)):
-            if info.etag != node.etag and info.modified > draft.saved[1].at + CLOCKS:
-                raise ConditionFailedError(f"{key} was replaced by someone else after the crash")
-            draft.restored = False
-            return False
-        self._committed(node, draft, key, info.etag, dict(theirs))
-        return True
+        draft.covers, theirs = info.etag, info.metadata or {}
+        arrived = info.etag == record.landing or (info.size == record.size and _same_version(record.metadata, theirs))
+        if arrived and not draft.version:
+            self._committed(node, draft, key, info.etag, dict(theirs))
+            return True
+        if arrived:  # and was written on since
+            self._base_on(draft, key, info)
+        elif not draft.version and info.etag not in known and info.modified > record.at + CLOCKS:
+            raise ConditionFailedError(f"{key} was replaced by someone else after the crash")
+        draft.restored = None
+        return False
 
     # -- letting go ---------------------------------------------------------------------------------------------------------
 
