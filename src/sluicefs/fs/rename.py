@@ -224,6 +224,9 @@ class Renames:
             except BaseException:
                 with core.lock:
                     self.files.reads_from(node, old_key, before[3])
+                if target is not None:  # its object is the copy now: it keeps its bytes as what was deleted does
+                    self.names.gone(target)
+                    new_parent.dir.distrust()
                 core.committer.moved(node)
                 raise
             self._move(node, parent, target, new_parent, new_name)
