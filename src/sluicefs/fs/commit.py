@@ -10,7 +10,6 @@ import errno
 import functools
 import logging
 import math
-import socket
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -22,6 +21,7 @@ from sluicefs.errors import CancelledError, ConditionFailedError, NotFoundError,
 from sluicefs.fs import attributes, parts
 from sluicefs.fs.draft import INLINE, Draft, ReadBase
 from sluicefs.fs.multipart import Multipart, Patience
+from sluicefs.fs.names import conflict_name
 from sluicefs.fs.nodes import Node, Version
 from sluicefs.staging import Base, Record
 from sluicefs.store.api import Buffer, ObjectInfo
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SMALL_BODY = 1 << 20  # bytes: smaller ones are composed without asking for room
-MAX_NAME = 255
 TIMES = ("atime", "ctime", "mtime")
 DISPOSALS = 4  # threads
 CLOCKS = 60.0  # seconds that this machine's clock and the store's may differ
@@ -168,12 +167,12 @@ class Committer:
         if stream is not None and stream.key != key:
             self.multipart.abandon(draft)
         try:
-            etag, metadata = self._send(draft, key, metadata, content_type, _condition(draft), patience)
+            sent = self._send(draft, key, metadata, content_type, _condition(draft), patience)
         except (ConditionFailedError, NotFoundError) as error:
             if not self._landed(draft, key) and error.code != "NoSuchUpload":
                 raise
-            etag, metadata = self._send(draft, key, metadata, content_type, _condition(draft), patience)
-        self._committed(node, draft, key, etag, metadata)
+            sent = self._send(draft, key, metadata, content_type, _condition(draft), patience)
+        self._committed(node, draft, key, *sent)
 
     def _announce(self, node: Node, draft: Draft, metadata: dict[str, str]) -> None:
         """The record says, durably, with which attributes a draft goes: they tell that what a crash left was sent."""
@@ -215,17 +214,20 @@ class Committer:
         content_type: str,
         condition: str | None,
         patience: Patience | None = None,
-    ) -> tuple[str, dict[str, str]]:
-        """Send all of a draft; returns the ETag and the metadata that went with it. No `condition`: what it `covers` goes."""
+    ) -> tuple[str, dict[str, str], str]:
+        """Send all of a draft; returns the ETag, the metadata and the Content-Type that went with it.
+
+        No `condition`: what it `covers` goes.
+        """
         self.multipart.drop_unsuited(draft)
         stream = self.multipart.streams.get(draft)
         if stream is None and parts.single(draft.size, draft.part_size):
-            return self._put(draft, key, metadata, content_type, condition), metadata
+            return self._put(draft, key, metadata, content_type, condition), metadata, content_type
         if stream is None:
             stream = self.multipart.begin_at_end(draft, key, metadata, content_type)
         elif draft.size > stream.plan.capacity:
             stream = self.multipart.replan(draft, stream, metadata, content_type)
-        return self.multipart.finish(draft, stream, condition, patience), stream.metadata
+        return self.multipart.finish(draft, stream, condition, patience), stream.metadata, stream.content_type
 
     def _put(self, draft: Draft, key: str, metadata: dict[str, str], content_type: str, condition: str | None) -> str:
         composed = 0 if draft.size <= SMALL_BODY or draft.in_one_piece(0, draft.size) else draft.size
@@ -238,13 +240,15 @@ class Committer:
                 draft.whole = bytes(body)
             return etag
 
-    def _committed(self, node: Node, draft: Draft, key: str, etag: str, metadata: dict[str, str]) -> None:
+    def _committed(
+        self, node: Node, draft: Draft, key: str, etag: str, metadata: dict[str, str], content_type: str | None
+    ) -> None:
         core = self.core
         size = draft.size
         with core.lock:
             node.etag = etag
             node.size = size
-            late = self._attributes_are_late(node, metadata)
+            late = self._attributes_are_late(node, metadata, content_type)
             core.stored.sent(node, metadata)
             node.checked = time.monotonic()
             state = node.file
@@ -265,9 +269,11 @@ class Committer:
             metadata = {name: value for name, value in metadata.items() if name not in TIMES}
         return metadata, content_type
 
-    def _attributes_are_late(self, node: Node, sent: dict[str, str]) -> bool:
+    def _attributes_are_late(self, node: Node, sent: dict[str, str], content_type: str | None) -> bool:
         """Were attributes set after an upload began that carries them?"""
         if sent.get("xattr") != (node.metadata or {}).get("xattr"):
+            return True
+        if attributes.foreign_type(content_type, node.name) != node.content_type:
             return True
         now = attributes.encode(node)  # type: ignore[arg-type]
         names = ("mode", "uid", "gid", *(TIMES if node.own else ()))
@@ -348,7 +354,7 @@ class Committer:
         draft.covers, theirs = info.etag, info.metadata or {}
         arrived = info.etag == record.landing or (info.size == record.size and _same_version(record.metadata, theirs))
         if arrived and not draft.version:
-            self._committed(node, draft, key, info.etag, dict(theirs))
+            self._committed(node, draft, key, info.etag, dict(theirs), info.content_type)
             return True
         if arrived:  # and was written on since
             self._base_on(draft, key, info)
@@ -505,14 +511,3 @@ class Conditions:
 def _condition(draft: Draft) -> str | None:
     """The ETag of the version that a change of a part holds for; None for a whole file."""
     return None if draft.replaced or draft.base is None else draft.base.etag
-
-
-def conflict_name(name: str) -> str:
-    """NAME.conflict-HOST-TIME, within 255 bytes."""
-    host = "".join(char if char.isalnum() or char in "-." else "-" for char in socket.gethostname())[:64]
-    now = time.time()
-    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now)) + f".{int(now * 1000) % 1000:03d}"
-    end = f".conflict-{host}-{stamp}"
-    while len((name + end).encode()) > MAX_NAME:
-        name = name[:-1]
-    return name + end

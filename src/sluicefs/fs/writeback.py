@@ -17,9 +17,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sluicefs.errors import CancelledError
-from sluicefs.fs.commit import conflict_name
 from sluicefs.fs.draft import Draft
 from sluicefs.fs.entries import Entry
+from sluicefs.fs.names import conflict_name
 from sluicefs.fs.nodes import Node, Version
 from sluicefs.fs.uploads import abort_left
 from sluicefs.staging import Journal, Record
