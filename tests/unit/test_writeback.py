@@ -333,16 +333,16 @@ def test_of_two_mounts_that_left_the_same_file_both_are_sent(tmp_path: Path, fir
 
 
 class FullDisk:
-    """A database that deletes nothing."""
+    """A database that refuses the statements of one kind."""
 
-    def __init__(self, base: sqlite3.Connection):
-        self.base = base
+    def __init__(self, base: sqlite3.Connection, kind: str = "DELETE"):
+        self.base, self.kind = base, kind
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.base, name)
 
     def execute(self, statement: str, values: Sequence[Any] = ()) -> Any:
-        if statement.startswith("DELETE"):
+        if statement.startswith(self.kind):
             raise sqlite3.OperationalError("database or disk is full")
         return self.base.execute(statement, values)
 
@@ -427,66 +427,3 @@ def test_a_whole_file_that_a_crash_left_does_not_win_over_a_later_one(tmp_path: 
     found = content_of(store)
     assert found.pop("x") == (b"theirs" if later else b"ours")
     assert list(found.values()) == ([b"ours"] if later else [])
-
-
-@pytest.mark.parametrize("mode", ["sync", "back"])
-@pytest.mark.parametrize("new", [b"OURS", b"our"])
-@pytest.mark.parametrize("base", [b"", b"base "])
-@pytest.mark.parametrize("renamed", [False, True])
-def test_what_is_written_after_a_crash_is_sent_though_what_the_crash_left_had_arrived(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: bytes, new: bytes, mode: str, renamed: bool
-) -> None:
-    """The record was just not struck out."""
-    store, staging, end = MemoryStore(), tmp_path / "staging", len(base)
-    staging.mkdir()
-    store.put("x", base)
-    fs = open_fs(store, staging)
-    fs.files.writeback.close()
-    handle = fs.open(fs.lookup(ROOT_INO, b"x").ino, os.O_WRONLY | (0 if base else os.O_TRUNC))
-    fs.write(handle, end, b"ours")
-    fs.flush(handle)
-    put = store.put
-
-    def crashing(*args: Any, **options: Any) -> str:
-        etag = put(*args, **options)
-        shutil.copytree(staging, tmp_path / "crashed", dirs_exist_ok=True)
-        return etag
-
-    with monkeypatch.context() as patch:
-        patch.setattr(store, "put", crashing)
-        assert not fs.sync_all()
-    fs.release(handle)
-    fs.close()
-    again = open_fs(store, tmp_path / "crashed", mode)
-    again.files.writeback.close()
-    again.take_over()
-    name = b"y" if renamed else b"x"
-    if renamed:
-        again.rename(ROOT_INO, b"x", ROOT_INO, name)
-    ino = again.lookup(ROOT_INO, name).ino
-    handle = again.open(ino, os.O_WRONLY)
-    again.write(handle, end, new)
-    again.setattr(ino, SetAttr(size=end + len(new)))
-    again.flush(handle)
-    assert not again.sync_all()
-    assert content_of(store) == {name.decode(): base + new}
-    again.release(handle)
-    again.close()
-
-
-def test_what_a_crash_left_can_be_renamed_over_what_others_wrote_since(tmp_path: Path) -> None:
-    store, staging = MemoryStore(clock=lambda: now), tmp_path / "staging"
-    staging.mkdir()
-    now = time.time()
-    fs = open_fs(store, staging)
-    fs.files.writeback.close()
-    create(fs, 0)
-    fs.close()
-    now += 86400
-    store.put("x", b"theirs")
-    again = open_fs(store, staging, "sync")
-    again.files.writeback.close()
-    again.take_over()
-    again.rename(ROOT_INO, b"f0", ROOT_INO, b"x")
-    again.close()
-    assert content_of(store) == {"x": content(0)}

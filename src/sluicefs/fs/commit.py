@@ -159,8 +159,11 @@ class Committer:
         if node.parent is not None and self.core.stored.differs(node):
             self.core.stored.announce(node.parent)
         metadata, content_type = self.metadata_of(node)
-        if draft.saved is not None:
-            self._announce(node, draft, metadata)
+        try:
+            self.announce(node, draft, metadata)
+        except OSError:
+            if not draft.is_saved:  # else a crash would send the same data again, and it has to go where the disk is full
+                raise
         if not draft.replaces:
             draft.covers = node.etag or ""
         stream = self.multipart.streams.get(draft)
@@ -174,13 +177,15 @@ class Committer:
             sent = self._send(draft, key, metadata, content_type, _condition(draft), patience)
         self._committed(node, draft, key, *sent)
 
-    def _announce(self, node: Node, draft: Draft, metadata: dict[str, str]) -> None:
-        """The record says, durably, with which attributes a draft goes: they tell that what a crash left was sent."""
-        assert draft.saved is not None
+    def announce(self, node: Node, draft: Draft, metadata: dict[str, str]) -> None:
+        """The record, if there is one, says durably with which attributes a draft goes. OSError: the disk refuses.
+
+        They tell that what a crash left was sent.
+        """
+        if draft.saved is None:
+            return
         journal, old = draft.saved
-        if _same_version(old.metadata, metadata):
-            journal.flush()
-        else:  # they were set while this waited for the file
+        if not (_same_version(old.metadata, metadata) and journal.settled(old.id)):  # they were set since
             record = self.record_of(node, draft, pending=old.pending, error=old.error)
             draft.save_head(replace(record, metadata={**record.metadata, **metadata}))
 
