@@ -384,10 +384,7 @@ class Committer:
             draft.close()
         aside, node.file.aside = node.file.aside, None
         if aside is not None:
-            try:
-                self.core.store.delete(aside)
-            except StoreError as error:
-                log.warning("%s, kept for a file that was open, could not be deleted: %s", aside, error)
+            self.core.asides.delete(aside)
 
     def dispose(self, node: Node) -> None:
         """A node lost its name: what is unsent of it goes, soon, or with its last handle. No lock is needed."""
