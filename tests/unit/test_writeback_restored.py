@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from sluicefs.config import MiB
 from sluicefs.fs.filesystem import SetAttr
 from sluicefs.fs.nodes import ROOT_INO
 from sluicefs.store.memory import MemoryStore
@@ -120,3 +121,40 @@ def test_attributes_that_a_full_disk_does_not_take_do_not_keep_the_data_from_bei
     journal._base = base
     fs.release(handle)
     fs.close()
+
+
+def test_what_was_completed_just_before_a_crash_has_its_size_though_it_was_longer_than_what_was_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was written on after it was stored, and sent as it was then."""
+    store, staging = MemoryStore(), tmp_path / "staging"
+    staging.mkdir()
+    fs = open_fs(store, staging)
+    fs.files.writeback.close()
+    handle, node = fs.create(ROOT_INO, b"x", 0o644, os.O_RDWR | os.O_CREAT, ME)
+    for offset in range(0, 12 * MiB, MiB):
+        fs.write(handle, offset, b"x" * MiB)
+    fs.fsync(handle)
+    fs.write(handle, 12 * MiB, b"more")
+    complete = store.complete_upload
+
+    def crashing(*args: Any, **options: Any) -> str:
+        etag = complete(*args, **options)
+        shutil.copytree(staging, tmp_path / "crashed")
+        return etag
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "complete_upload", crashing)
+        fs.files.upload(node)
+    fs.release(handle)
+    fs.close()
+    again = open_fs(store, tmp_path / "crashed")
+    again.files.writeback.close()
+    again.take_over()
+    ino = again.lookup(ROOT_INO, b"x").ino
+    assert not again.sync_all()
+    handle = again.open(ino, os.O_RDONLY)
+    assert again.getattr(ino).size == 12 * MiB + 4
+    assert bytes(again.read(handle, 12 * MiB, 100)) == b"more"
+    again.release(handle)
+    again.close()

@@ -208,7 +208,7 @@ class Committer:
         """An earlier state of this very draft is the object now: what still shows the base is the same in both."""
         draft.covers = there.etag
         if draft.base is not None and draft.base.key == key:
-            draft.base = self.core.version(key, there.etag, there.size)
+            draft.base, draft.base_limit = self.core.version(key, there.etag, there.size), min(draft.base_limit, there.size)
             draft.read_base = self.reads_of(draft.base)
 
     def _send(
@@ -359,6 +359,7 @@ class Committer:
         draft.covers, theirs = info.etag, info.metadata or {}
         arrived = info.etag == record.landing or (info.size == record.size and _same_version(record.metadata, theirs))
         if arrived and not draft.version:
+            draft.size = info.size  # it may have been written on since the record was stored
             self._committed(node, draft, key, info.etag, dict(theirs), info.content_type)
             return True
         if arrived:  # and was written on since
