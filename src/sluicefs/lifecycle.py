@@ -324,7 +324,7 @@ def _wait_for_end(process: int, path: str) -> None:
         if select.select([handle], [], [], _END_SECONDS)[0]:
             return
         with contextlib.suppress(OSError, control.ControlError):
-            control.call(path, "stop")
+            control.call(path, "stop", pid=process)
         if not select.select([handle], [], [], 600)[0]:
             raise UnmountError(f"{path} is unmounted, but its process {process} still runs after ten minutes. Look at its log.")
     finally:

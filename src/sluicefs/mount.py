@@ -235,8 +235,9 @@ def _handlers(
         examples = {node.name: str(error) for node, error in failed[:EXAMPLES]}
         return {"pending": fs.pending(), "failed": examples, "failed_count": len(failed)}
 
-    def stop(_: dict[str, Any]) -> dict[str, Any]:
-        threading.Timer(0.05, stop_signals.stop).start()  # after this answer is out
+    def stop(asked: dict[str, Any]) -> dict[str, Any]:
+        if asked.get("pid", os.getpid()) == os.getpid():  # else it is meant for one that was mounted here before
+            threading.Timer(0.05, stop_signals.stop).start()  # after this answer is out
         return {}
 
     def drop_memory(_: dict[str, Any]) -> dict[str, Any]:

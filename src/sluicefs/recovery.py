@@ -99,7 +99,7 @@ def upload(config: Config, store: Store, root: str) -> tuple[int, dict[str, str]
     try:
         fs.take_over(everything=True)
         taken = fs.pending()
-        failed = {node.name: str(error) for node, error in fs.sync_all() if node.draft is not None}
+        failed = {fs.core.key_of(node): str(error) for node, error in fs.sync_all() if node.draft is not None}
         return taken - len(failed), fs.files.writeback.damaged | failed
     finally:
         fs.close()

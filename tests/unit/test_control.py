@@ -7,6 +7,7 @@ import io
 import os
 import socket
 import stat
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -175,3 +176,26 @@ def test_an_unmount_is_refused_however_many_files_could_not_be_sent(runtime: Pat
     with pytest.raises(UnmountError, match=r"^10000 files are not in the bucket yet: 0 "):
         lifecycle.stop("/mnt/x")
     server.close()
+
+
+@pytest.mark.parametrize("mine", [True, False])
+def test_a_mount_that_took_the_place_of_one_that_is_waited_for_is_not_stopped(
+    runtime: Path, monkeypatch: pytest.MonkeyPatch, mine: bool
+) -> None:
+    told: list[object] = []
+    signals = cast(StopSignals, SimpleNamespace(stop=lambda: told.append(1)))
+    stop = mount._handlers(Config("b", "/mnt/x"), cast(Store, None), cast(FileSystem, None), signals)["stop"]
+    monkeypatch.setattr(threading, "Timer", lambda _, work: SimpleNamespace(start=work))
+    monkeypatch.setattr(lifecycle, "_END_SECONDS", 0)
+    with subprocess.Popen(["sleep", "60"]) as process:
+
+        def stopped(asked: dict[str, object]) -> dict[str, object]:
+            stop(asked | {"pid": os.getpid()} if mine and asked["pid"] == process.pid else asked)
+            process.kill()
+            return {}
+
+        server = control.Server(control.socket_path("/mnt/x"), {"stop": stopped})
+        server.start()
+        lifecycle._wait_for_end(process.pid, "/mnt/x")
+        server.close()
+    assert told == ([1] if mine else [])

@@ -388,3 +388,51 @@ def test_an_answer_from_before_a_file_was_made_does_not_hide_it(store: Held, mak
     store.head = late  # type: ignore[method-assign]
     assert find(fs, "x").size == 7
     assert find(fs, "x").size == 7
+
+
+def test_names_do_not_wait_for_a_long_file_that_is_truncated(store: Held, make: Make) -> None:
+    """Not even where a directory is renamed meanwhile, which takes its last step alone."""
+    fs = make()
+    ino = write(fs, ROOT_INO, b"long", b"content")
+    fs.mkdir(ROOT_INO, b"old", 0o755, ME)
+    under_way, over = threading.Event(), threading.Event()
+
+    def before(key: str) -> None:
+        if key == "long":
+            under_way.set()
+            assert over.wait(60)
+
+    store.before_put = before
+    cutting = threading.Thread(target=fs.setattr, args=(ino, SetAttr(size=3)))
+    renaming = threading.Thread(target=fs.rename, args=(ROOT_INO, b"old", ROOT_INO, b"new"))
+    cutting.start()
+    assert under_way.wait(60)
+    renaming.start()
+    renaming.join(10)
+    waits = renaming.is_alive()
+    over.set()
+    cutting.join(60)
+    renaming.join(60)
+    assert not waits
+    assert store.content() == {"long": b"con", "new/": b""}
+
+
+def test_a_file_that_is_truncated_while_its_directory_takes_the_last_step_of_a_rename_is_not_lost(
+    store: Held, make: Make
+) -> None:
+    fs = make()
+    store.put("old/x", b"content")
+    ino = find(fs, "old/x").ino
+    cutting = threading.Thread(target=fs.setattr, args=(ino, SetAttr(size=3)))
+    listings = itertools.count()
+
+    def after(prefix: str) -> None:
+        if prefix == "old/" and next(listings) == 1:  # what is copied is known
+            cutting.start()
+            cutting.join(0.5)
+
+    store.after_list = after
+    fs.rename(ROOT_INO, b"old", ROOT_INO, b"new")
+    cutting.join(60)
+    assert next(listings) >= 2
+    assert {key: body for key, body in store.content().items() if body} == {"new/x": b"con"}

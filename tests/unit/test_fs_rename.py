@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from sluicefs.config import MiB
-from sluicefs.errors import StoreError
+from sluicefs.errors import StoreError, UnreachableError
 from sluicefs.fs import rename
 from sluicefs.fs.core import UPLOAD_THREADS
 from sluicefs.fs.filesystem import FileSystem, SetAttr
@@ -377,3 +377,33 @@ def test_files_that_are_sent_as_they_are_renamed_do_not_wait_for_those_they_repl
     for handle in handles:
         fs.release(handle)
     assert {key: body[10 * MiB :] for key, body in store.content().items()} == {f"old{i}": b"%d" % i for i in range(count)}
+
+
+@pytest.mark.parametrize("why", ["an outage", "a full disk"])
+def test_what_is_open_under_the_new_name_keeps_its_bytes_when_nobody_knows_whether_the_old_one_went(
+    store: Awkward, make: Make, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    fs = make(attr_ttl=3600.0)
+    write(fs, ROOT_INO, b"old", b"ours")
+    handle = fs.open(write(fs, ROOT_INO, b"new", b"replaced"), os.O_RDONLY)
+
+    def lost(*_: object) -> Any:
+        raise UnreachableError("no answer")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as patch:
+        if why == "an outage":
+            patch.setattr(store, "delete", lost)
+            patch.setattr(store, "head", lost)
+        else:
+            patch.setattr(fs.core.committer, "moved", full)
+        with failing(errno.EIO if why == "an outage" else errno.ENOSPC):
+            fs.rename(ROOT_INO, b"old", ROOT_INO, b"new")
+    assert bytes(fs.read(handle, 0, 100)) == b"replaced"
+    again = fs.open(find(fs, "new").ino, os.O_RDONLY)
+    assert bytes(fs.read(again, 0, 100)) == b"ours"
+    for number in (handle, again):
+        fs.release(number)
+    assert store.content() == {"old": b"ours", "new": b"ours"}

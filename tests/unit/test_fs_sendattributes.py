@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import errno
+import os
 import threading
 from collections.abc import Callable
 
 import pytest
 
+from sluicefs.config import MiB
 from sluicefs.errors import UnreachableError
 from sluicefs.fs import sendattributes
 from sluicefs.fs.attributes import decode_xattrs
 from sluicefs.fs.filesystem import FileSystem, SetAttr
 from sluicefs.fs.nodes import ROOT_INO
+from sluicefs.fs.xattrs import CONTENT_TYPE
 from tests.unit.test_fs_attributes import ME, Make, failing, make
 from tests.unit.test_fs_races import Held
 from tests.unit.test_fs_rename import write
@@ -115,7 +118,7 @@ def send(fs: FileSystem, ino: int, by: str) -> None:
 def test_a_mode_that_is_set_while_the_file_is_renamed_is_sent(store: Held, make: Make) -> None:
     fs = make()
     ino = write(fs, ROOT_INO, b"x", b"content")
-    while_copied(store, lambda: fs._setattr(fs.node(ino), SetAttr(mode=0o600)) and None)
+    while_copied(store, lambda: fs._set_attributes(fs.node(ino), SetAttr(mode=0o600)))
     send(fs, ino, "rename")
     fs.files.sync(fs.node(ino))
     assert mode_in(store, "y") == 0o600
@@ -159,3 +162,28 @@ def test_of_a_file_that_others_deleted_meanwhile_fsync_says_estale(store: Held, 
     with failing(errno.ESTALE):
         fs.files.sync(fs.node(ino))
     assert fs.pending() == 0
+
+
+@pytest.mark.parametrize("size", [1, 2 * MiB, 24 * MiB])
+@pytest.mark.parametrize("kind", ["text/csv", "text/plain"])
+def test_a_content_type_set_while_the_data_is_sent_is_sent_after_it(store: Held, make: Make, size: int, kind: str) -> None:
+    fs = make(xattr=True, part_size=8 * MiB)
+    handle, node = fs.create(ROOT_INO, b"x.txt", 0o644, os.O_RDWR, ME)
+    if kind == "text/plain":
+        fs.setxattr(node.ino, CONTENT_TYPE, b"text/html")
+    for offset in range(0, size, MiB):
+        fs.write(handle, offset, b"x" * min(size, MiB))
+
+    def setting(key: str) -> None:
+        store.before_put = lambda key: None
+        other = threading.Thread(target=fs.setxattr, args=(node.ino, CONTENT_TYPE, kind.encode()))
+        other.start()
+        other.join(60)
+
+    store.before_put = setting
+    if size > 8 * MiB:  # its upload has begun
+        setting("")
+    fs.flush(handle)
+    fs.release(handle)
+    assert not fs.sync_all()
+    assert store.head("x.txt").content_type == kind

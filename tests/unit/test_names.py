@@ -10,7 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sluicefs.fs.names import FOLDER_SUFFIX, Entry, Listing, decode_name, encode_name, join_key, split_listing, valid_name
+from sluicefs.fs.names import (
+    FOLDER_SUFFIX,
+    Entry,
+    Listing,
+    conflict_name,
+    decode_name,
+    encode_name,
+    join_key,
+    split_listing,
+    valid_name,
+)
 from sluicefs.store.api import ObjectInfo
 
 
@@ -174,3 +184,9 @@ def test_keys_have_1024_bytes() -> None:
         with pytest.raises(OSError) as caught:
             join_key(prefix, name, directory=directory)
         assert caught.value.errno == errno.ENAMETOOLONG
+
+
+def test_no_two_conflicts_have_one_name() -> None:
+    found = [conflict_name("x") for _ in range(1000)]
+    assert len(set(found)) == 1000 and sorted(found) == found
+    assert len(conflict_name("é" * 127).encode()) <= 255

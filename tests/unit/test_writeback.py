@@ -53,8 +53,8 @@ class Meeting(MemoryStore):
         return super().put(key, body, **options)
 
 
-def open_fs(store: MemoryStore, folder: Path) -> FileSystem:
-    options = {"part_size": 5 * MiB, "memory": 64 * MiB, "attr_ttl": 3600.0, "write_mode": "back"}
+def open_fs(store: MemoryStore, folder: Path, mode: str = "back") -> FileSystem:
+    options = {"part_size": 5 * MiB, "memory": 64 * MiB, "attr_ttl": 3600.0, "write_mode": mode}
     return FileSystem(Config("bucket", "/nowhere", **options), store, str(folder))  # type: ignore[arg-type]
 
 
@@ -333,16 +333,16 @@ def test_of_two_mounts_that_left_the_same_file_both_are_sent(tmp_path: Path, fir
 
 
 class FullDisk:
-    """A database that deletes nothing."""
+    """A database that refuses the statements of one kind."""
 
-    def __init__(self, base: sqlite3.Connection):
-        self.base = base
+    def __init__(self, base: sqlite3.Connection, kind: str = "DELETE"):
+        self.base, self.kind = base, kind
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.base, name)
 
     def execute(self, statement: str, values: Sequence[Any] = ()) -> Any:
-        if statement.startswith("DELETE"):
+        if statement.startswith(self.kind):
             raise sqlite3.OperationalError("database or disk is full")
         return self.base.execute(statement, values)
 

@@ -10,7 +10,6 @@ import errno
 import functools
 import logging
 import math
-import socket
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -22,9 +21,10 @@ from sluicefs.errors import CancelledError, ConditionFailedError, NotFoundError,
 from sluicefs.fs import attributes, parts
 from sluicefs.fs.draft import INLINE, Draft, ReadBase
 from sluicefs.fs.multipart import Multipart, Patience
+from sluicefs.fs.names import conflict_name
 from sluicefs.fs.nodes import Node, Version
 from sluicefs.staging import Base, Record
-from sluicefs.store.api import Buffer
+from sluicefs.store.api import Buffer, ObjectInfo
 
 if TYPE_CHECKING:
     from sluicefs.fs.core import Core
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SMALL_BODY = 1 << 20  # bytes: smaller ones are composed without asking for room
-MAX_NAME = 255
 TIMES = ("atime", "ctime", "mtime")
 DISPOSALS = 4  # threads
 CLOCKS = 60.0  # seconds that this machine's clock and the store's may differ
@@ -141,7 +140,7 @@ class Committer:
             return  # nothing to keep: its name is gone, its bytes live as long as it is open
         try:
             key = self.core.key_of(node)
-            if draft.restored and self._bucket_has_it(node, draft, key):
+            if draft.restored is not None and self._bucket_has_it(node, draft, draft.restored, key):
                 return
             self._commit_to(node, draft, key, Patience(draft, background, deadline))
         except CancelledError:
@@ -160,28 +159,33 @@ class Committer:
         if node.parent is not None and self.core.stored.differs(node):
             self.core.stored.announce(node.parent)
         metadata, content_type = self.metadata_of(node)
-        if draft.saved is not None:
-            self._announce(node, draft, metadata)
+        try:
+            self.announce(node, draft, metadata)
+        except OSError:
+            if not draft.is_saved:  # else a crash would send the same data again, and it has to go where the disk is full
+                raise
         if not draft.replaces:
             draft.covers = node.etag or ""
         stream = self.multipart.streams.get(draft)
         if stream is not None and stream.key != key:
             self.multipart.abandon(draft)
         try:
-            etag, metadata = self._send(draft, key, metadata, content_type, _condition(draft), patience)
+            sent = self._send(draft, key, metadata, content_type, _condition(draft), patience)
         except (ConditionFailedError, NotFoundError) as error:
             if not self._landed(draft, key) and error.code != "NoSuchUpload":
                 raise
-            etag, metadata = self._send(draft, key, metadata, content_type, _condition(draft), patience)
-        self._committed(node, draft, key, etag, metadata)
+            sent = self._send(draft, key, metadata, content_type, _condition(draft), patience)
+        self._committed(node, draft, key, *sent)
 
-    def _announce(self, node: Node, draft: Draft, metadata: dict[str, str]) -> None:
-        """The record says, durably, with which attributes a draft goes: they tell that what a crash left was sent."""
-        assert draft.saved is not None
+    def announce(self, node: Node, draft: Draft, metadata: dict[str, str]) -> None:
+        """The record, if there is one, says durably with which attributes a draft goes. OSError: the disk refuses.
+
+        They tell that what a crash left was sent.
+        """
+        if draft.saved is None:
+            return
         journal, old = draft.saved
-        if _same_version(old.metadata, metadata):
-            journal.flush()
-        else:  # they were set while this waited for the file
+        if not (_same_version(old.metadata, metadata) and journal.settled(old.id)):  # they were set since
             record = self.record_of(node, draft, pending=old.pending, error=old.error)
             draft.save_head(replace(record, metadata={**record.metadata, **metadata}))
 
@@ -197,11 +201,15 @@ class Committer:
             return False
         log.info("%s: what could not be sent before had arrived all the same", key)
         self.multipart.abandon(draft)
-        draft.covers = there.etag
-        if draft.base is not None and draft.base.key == key:  # what still shows the base is the same in both
-            draft.base = self.core.version(key, there.etag, there.size)
-            draft.read_base = self.reads_of(draft.base)
+        self._base_on(draft, key, there)
         return True
+
+    def _base_on(self, draft: Draft, key: str, there: ObjectInfo) -> None:
+        """An earlier state of this very draft is the object now: what still shows the base is the same in both."""
+        draft.covers = there.etag
+        if draft.base is not None and draft.base.key == key:
+            draft.base, draft.base_limit = self.core.version(key, there.etag, there.size), min(draft.base_limit, there.size)
+            draft.read_base = self.reads_of(draft.base)
 
     def _send(
         self,
@@ -211,17 +219,20 @@ class Committer:
         content_type: str,
         condition: str | None,
         patience: Patience | None = None,
-    ) -> tuple[str, dict[str, str]]:
-        """Send all of a draft; returns the ETag and the metadata that went with it. No `condition`: what it `covers` goes."""
+    ) -> tuple[str, dict[str, str], str]:
+        """Send all of a draft; returns the ETag, the metadata and the Content-Type that went with it.
+
+        No `condition`: what it `covers` goes.
+        """
         self.multipart.drop_unsuited(draft)
         stream = self.multipart.streams.get(draft)
         if stream is None and parts.single(draft.size, draft.part_size):
-            return self._put(draft, key, metadata, content_type, condition), metadata
+            return self._put(draft, key, metadata, content_type, condition), metadata, content_type
         if stream is None:
             stream = self.multipart.begin_at_end(draft, key, metadata, content_type)
         elif draft.size > stream.plan.capacity:
             stream = self.multipart.replan(draft, stream, metadata, content_type)
-        return self.multipart.finish(draft, stream, condition, patience), stream.metadata
+        return self.multipart.finish(draft, stream, condition, patience), stream.metadata, stream.content_type
 
     def _put(self, draft: Draft, key: str, metadata: dict[str, str], content_type: str, condition: str | None) -> str:
         composed = 0 if draft.size <= SMALL_BODY or draft.in_one_piece(0, draft.size) else draft.size
@@ -234,13 +245,15 @@ class Committer:
                 draft.whole = bytes(body)
             return etag
 
-    def _committed(self, node: Node, draft: Draft, key: str, etag: str, metadata: dict[str, str]) -> None:
+    def _committed(
+        self, node: Node, draft: Draft, key: str, etag: str, metadata: dict[str, str], content_type: str | None
+    ) -> None:
         core = self.core
         size = draft.size
         with core.lock:
             node.etag = etag
             node.size = size
-            late = self._attributes_are_late(node, metadata)
+            late = self._attributes_are_late(node, metadata, content_type)
             core.stored.sent(node, metadata)
             node.checked = time.monotonic()
             state = node.file
@@ -261,9 +274,11 @@ class Committer:
             metadata = {name: value for name, value in metadata.items() if name not in TIMES}
         return metadata, content_type
 
-    def _attributes_are_late(self, node: Node, sent: dict[str, str]) -> bool:
+    def _attributes_are_late(self, node: Node, sent: dict[str, str], content_type: str | None) -> bool:
         """Were attributes set after an upload began that carries them?"""
         if sent.get("xattr") != (node.metadata or {}).get("xattr"):
+            return True
+        if attributes.foreign_type(content_type, node.name) != node.content_type:
             return True
         now = attributes.encode(node)  # type: ignore[arg-type]
         names = ("mode", "uid", "gid", *(TIMES if node.own else ()))
@@ -330,26 +345,29 @@ class Committer:
         """Is the object under a file's key another file's, which this one was renamed over before it was sent?"""
         return node.draft is not None and node.draft.replaces
 
-    def _bucket_has_it(self, node: Node, draft: Draft, key: str) -> bool:
-        """Was a restored draft sent before the crash, and only its record not struck out?
+    def _bucket_has_it(self, node: Node, draft: Draft, record: Record, key: str) -> bool:
+        """Was a draft that was restored from `record` sent before the crash, and only the record not struck out?
 
         ConditionFailedError: others wrote the file later than this was written, so it does not win.
         """
-        assert draft.saved is not None
+        known = node.etag, draft.covers
         try:
             info = self.core.store.head(key)
         except NotFoundError:
             draft.covers = ""
             return False
-        draft.covers = info.etag
-        ours, theirs, landing = draft.saved[1].metadata, info.metadata or {}, draft.saved[1].landing
-        if info.etag != landing and (info.size != draft.size or not _same_version(ours, theirs)):
-            if info.etag != node.etag and info.modified > draft.saved[1].at + CLOCKS:
-                raise ConditionFailedError(f"{key} was replaced by someone else after the crash")
-            draft.restored = False
-            return False
-        self._committed(node, draft, key, info.etag, dict(theirs))
-        return True
+        draft.covers, theirs = info.etag, info.metadata or {}
+        arrived = info.etag == record.landing or (info.size == record.size and _same_version(record.metadata, theirs))
+        if arrived and not draft.version:
+            draft.size = info.size  # it may have been written on since the record was stored
+            self._committed(node, draft, key, info.etag, dict(theirs), info.content_type)
+            return True
+        if arrived:  # and was written on since
+            self._base_on(draft, key, info)
+        elif not draft.version and info.etag not in known and info.modified > record.at + CLOCKS:
+            raise ConditionFailedError(f"{key} was replaced by someone else after the crash")
+        draft.restored = None
+        return False
 
     # -- letting go ---------------------------------------------------------------------------------------------------------
 
@@ -367,10 +385,7 @@ class Committer:
             draft.close()
         aside, node.file.aside = node.file.aside, None
         if aside is not None:
-            try:
-                self.core.store.delete(aside)
-            except StoreError as error:
-                log.warning("%s, kept for a file that was open, could not be deleted: %s", aside, error)
+            self.core.asides.delete(aside)
 
     def dispose(self, node: Node) -> None:
         """A node lost its name: what is unsent of it goes, soon, or with its last handle. No lock is needed."""
@@ -499,14 +514,3 @@ class Conditions:
 def _condition(draft: Draft) -> str | None:
     """The ETag of the version that a change of a part holds for; None for a whole file."""
     return None if draft.replaced or draft.base is None else draft.base.etag
-
-
-def conflict_name(name: str) -> str:
-    """NAME.conflict-HOST-TIME, within 255 bytes."""
-    host = "".join(char if char.isalnum() or char in "-." else "-" for char in socket.gethostname())[:64]
-    now = time.time()
-    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now)) + f".{int(now * 1000) % 1000:03d}"
-    end = f".conflict-{host}-{stamp}"
-    while len((name + end).encode()) > MAX_NAME:
-        name = name[:-1]
-    return name + end

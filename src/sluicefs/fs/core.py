@@ -24,7 +24,7 @@ from sluicefs.fs.fetching import Fetcher
 from sluicefs.fs.firstread import FirstReads
 from sluicefs.fs.nodes import Node, NodeTable, Version
 from sluicefs.fs.stored import StoredAttributes
-from sluicefs.fs.uploads import JournalingStore
+from sluicefs.fs.uploads import Asides, JournalingStore
 from sluicefs.fs.walk import Walks
 from sluicefs.staging import Staging
 from sluicefs.store.api import Store
@@ -44,6 +44,7 @@ class Core:
         about["ca_bundle"] = config.ca_bundle or ""
         self.staging = Staging(staging, about)
         self.store = store = cast(Store, JournalingStore(store, self.staging))
+        self.asides = Asides(store, self.staging, config.prefix)
         self.started = time.time()
         self.lock = locks.factory(locks.Rank.CORE, threading.RLock)()
         self.defaults = Defaults(

@@ -73,7 +73,7 @@ class Draft:
         self.covers: str | None = ""
         self.landed: set[str] = set()  # ETags that the object has if what could not be sent arrived all the same
         self.replaces = False  # the object under the key is another file's, which this one was renamed over
-        self.restored = False  # a journal brought it back: perhaps the bucket has it already
+        self.restored: Record | None = None  # a journal brought it back as this: perhaps the bucket has that already
         self.base_gone = False
         self.stream_again = 0.0  # monotonic seconds: not sent while it is written until then
         self.closed = False
@@ -407,7 +407,7 @@ class Draft:
     def restore(self, journal: Journal, record: Record) -> None:
         """Be again what `record` says. OSError where its bytes are not there."""
         self.size, self.base_limit = record.size, record.base_limit
-        self.replaced, self.replaces, self.restored = record.replaced, record.replaces, True
+        self.replaced, self.replaces, self.restored = record.replaced, record.replaces, record
         for start, end in record.changed:
             self.changed.add(start, end)
         if record.file is None:

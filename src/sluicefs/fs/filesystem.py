@@ -139,19 +139,24 @@ class FileSystem:
         ENOSPC: the store has no room for so much metadata; nothing is changed then.
         """
         node = self._to_change(ino)
-        with self.names.gate.shared():
-            return self._setattr(node, change)
-
-    def _setattr(self, node: Node, change: SetAttr) -> Node:
         if change.size is not None:
             if node.is_dir:
                 raise error(errno.EISDIR)
-            if not node.busy:
-                self.core.directories.refresh(node)
-            self.files.truncate(node, change.size)
+            with self.names.gate.shared():
+                if not node.busy:
+                    self.core.directories.refresh(node)
+                handle = self.files.attach(node, False)  # a rename of a directory above waits for its lock from now on
+            try:
+                self.files.truncate(node, change.size)  # beyond the gate, as writes are: it may send all of a long file
+            finally:
+                self.files.release(handle)
         others = (change.mode, change.uid, change.gid, change.atime_ns, change.mtime_ns)
-        if all(value is None for value in others):
-            return node
+        if any(value is not None for value in others):
+            with self.names.gate.shared():
+                self._set_attributes(node, change)
+        return node
+
+    def _set_attributes(self, node: Node, change: SetAttr) -> None:
         self.core.stored.learn_again(node)
         before = (node.mode, node.uid, node.gid, node.atime_ns, node.mtime_ns, node.ctime_ns, node.own)
         with self.core.lock:
@@ -166,7 +171,6 @@ class FileSystem:
             with self.core.lock:
                 node.mode, node.uid, node.gid, node.atime_ns, node.mtime_ns, node.ctime_ns, node.own = before
             raise
-        return node
 
     def _apply(self, node: Node, change: SetAttr) -> None:
         node.ctime_ns = now = time.time_ns()

@@ -40,6 +40,7 @@ class Stream:
     upload_id: str
     plan: Plan
     metadata: dict[str, str]
+    content_type: str
     done: dict[int, str] = field(default_factory=dict)
     pending: dict[int, Future[str]] = field(default_factory=dict)
     staged: set[int] = field(default_factory=set)  # chunks whose bytes went into the staging file as they were sent
@@ -77,7 +78,7 @@ class Multipart:
         upload_id = self.core.store.create_upload(key, metadata=metadata, content_type=content_type)
         # What the base shows is copied at the end; only what lies wholly behind it can be sent before.
         first = -(-draft.base_limit // plan.part_size)
-        stream = self.streams[draft] = Stream(key, upload_id, plan, metadata, next=first)
+        stream = self.streams[draft] = Stream(key, upload_id, plan, metadata, content_type, next=first)
         return stream
 
     def begin_at_end(self, draft: Draft, key: str, metadata: dict[str, str], content_type: str) -> Stream:

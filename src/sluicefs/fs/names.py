@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
+import time
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -68,6 +70,16 @@ def join_key(prefix: str, name: str, *, directory: bool = False) -> str:
     if len(key) > MAX_KEY // 4 and len(key.encode("utf-8")) > MAX_KEY:
         raise OSError(errno.ENAMETOOLONG, f"the object key would be over {MAX_KEY} bytes: {key[:80]}…")
     return key
+
+
+def conflict_name(name: str) -> str:
+    """NAME.conflict-HOST-TIME, within 255 bytes. TIME has nanoseconds: no two are the same."""
+    host = "".join(char if char.isalnum() or char in "-." else "-" for char in socket.gethostname())[:64]
+    seconds, rest = divmod(time.time_ns(), 10**9)
+    end = f".conflict-{host}-{time.strftime('%Y%m%dT%H%M%S', time.gmtime(seconds))}.{rest:09d}"
+    while len((name + end).encode()) > MAX_NAME:
+        name = name[:-1]
+    return name + end
 
 
 @dataclass(slots=True)

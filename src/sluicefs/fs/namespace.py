@@ -10,15 +10,14 @@ import functools
 import logging
 import stat
 import time
-import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sluicefs.errors import ConditionFailedError, NotFoundError, StoreError
 from sluicefs.fs.entries import Entry
-from sluicefs.fs.names import FOLDER_SUFFIX, RESERVED, error, join_key
+from sluicefs.fs.names import FOLDER_SUFFIX, error, join_key
 from sluicefs.fs.nodes import FileState, Node
 from sluicefs.fs.rename import Gate, Renames, copy_object
 from sluicefs.store.api import ObjectInfo
@@ -34,7 +33,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 # An open file of up to this size is read in before its object is deleted; a larger one is copied aside by the server.
 KEEP_OPEN = 64 * 1024**2
-ORPHANS = RESERVED + "orphans/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,8 +244,7 @@ class Namespace:
                 if aside is not None and draft is not None and draft.base is not None:
                     draft.base.key, draft.base.etag = self.core.key_of(node), node.etag or ""
                     state.aside = None
-                    with suppress(StoreError):
-                        self.core.store.delete(aside)
+                    self.core.asides.delete(aside)
                 if before is None and draft is not None:  # nobody has written to it
                     state.draft = None
                     draft.close()
@@ -263,7 +260,7 @@ class Namespace:
             return
         try:
             if draft.base_limit > KEEP_OPEN or not self._bring_here(draft):
-                aside = f"{core.config.prefix}{ORPHANS}{uuid.uuid4().hex}"
+                aside = core.asides.new()
                 draft.base.etag = copy_object(core.store, draft.base.key, aside, draft.base.size, draft.base.etag)
                 draft.base.key = state.aside = aside
         except OSError as failed:

@@ -183,8 +183,9 @@ class Renames:
                 new_key = core.table.prefix_of(new_parent) + new_name
                 parent = node.parent
                 assert parent is not None
-            if node.draft is not None and node.draft.landed:
-                core.committer.commit(node)  # what is there may be an earlier try of it, which is no reason for ESTALE
+            draft = node.draft
+            if draft is not None and (draft.landed or (draft.restored is not None and node.etag is not None)):
+                core.committer.commit(node)  # what is there may be an earlier state of it, which is no reason for ESTALE
             core.stored.learn(node)
             if target is not None:
                 locks.enter_context(self.names.kept_for_open_handles(target))
@@ -223,6 +224,9 @@ class Renames:
             except BaseException:
                 with core.lock:
                     self.files.reads_from(node, old_key, before[3])
+                if target is not None:  # its object is the copy now: it keeps its bytes as what was deleted does
+                    self.names.gone(target)
+                    new_parent.dir.distrust()
                 core.committer.moved(node)
                 raise
             self._move(node, parent, target, new_parent, new_name)

@@ -1,11 +1,15 @@
-"""A store that writes down in the journal which multipart uploads were begun, so that none outlives a crash for long."""
+"""What is written down in the journal of a mount, so that it does not outlive a crash for long in the bucket: multipart uploads
+that were begun, and copies that keep the bytes of large files that were deleted while they were open."""
 
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from sluicefs.errors import StoreError
+from sluicefs.fs.names import RESERVED
 from sluicefs.staging import Staging
 from sluicefs.staging.folder import Left
 
@@ -17,6 +21,7 @@ log = logging.getLogger(__name__)
 # An upload whose id nobody wrote down began at most so long after it was announced; clocks may differ a little (seconds).
 BEGUN_WITHIN = 60.0
 CLOCKS = 5.0
+ORPHANS = RESERVED + "orphans/"
 
 
 class JournalingStore:
@@ -63,15 +68,50 @@ class JournalingStore:
             self._staging.journal.upload_ended(row)
 
 
+class Asides:
+    """The copies that keep the bytes of files without a name: `.sluicefs-orphans/…`. In the journal each is an upload without
+    an id, from before it is made until it is deleted."""
+
+    def __init__(self, store: Store, staging: Staging, prefix: str):
+        self._store = store
+        self._staging = staging
+        self._prefix = prefix
+        self._rows: dict[str, int] = {}
+
+    def new(self) -> str:
+        """The key of a copy that is about to be made."""
+        key = f"{self._prefix}{ORPHANS}{uuid.uuid4().hex}"
+        try:
+            self._rows[key] = self._staging.journal.upload_begins(key)
+        except OSError as error:  # it may be for want of room here that a copy is made there
+            log.warning("%s stays in the bucket if this mount dies: %s", key, error)
+        return key
+
+    def delete(self, key: str) -> None:
+        """Nobody reads it any more. What cannot be deleted now is by the next mount."""
+        try:
+            self._store.delete(key)
+        except StoreError as error:
+            log.warning("%s, kept for a file that was open, could not be deleted: %s", key, error)
+            return
+        row = self._rows.pop(key, None)
+        if row is not None:
+            self._staging.journal.upload_ended(row)
+
+
 def abort_left(store: Store, staging: Staging, left: Left) -> None:
-    """Abort the uploads that a mount left when it died. What cannot be aborted now stays in its journal. No upload of others.
+    """Abort the uploads that a mount left when it died, and delete what it kept for files that were open. What cannot be done
+    now stays in its journal. No upload of others.
 
     To be called before this mount begins uploads of its own.
     """
     try:
         started = left.journal.uploads()
         others = staging.others_uploads() if any(upload.upload_id is None for upload in started) else []
+        asides = left.journal.about().get("prefix", "") + ORPHANS
         for upload in started:
+            if upload.key.startswith(asides):
+                store.delete(upload.key)
             if upload.upload_id is not None:
                 store.abort_upload(upload.key, upload.upload_id)
             elif any(other.key == upload.key and other.upload_id is None for other in others):
@@ -85,6 +125,6 @@ def abort_left(store: Store, staging: Staging, left: Left) -> None:
             left.journal.upload_ended(upload.row)
         if started:
             left.journal.flush()
-            log.info("%d multipart uploads that a crash left were aborted", len(started))
+            log.info("%d multipart uploads or copies that a crash left are gone", len(started))
     except OSError as error:
-        log.warning("multipart uploads that a crash left are aborted at a later mount: %s", error)
+        log.warning("multipart uploads and copies that a crash left are removed at a later mount: %s", error)

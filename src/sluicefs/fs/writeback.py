@@ -17,9 +17,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sluicefs.errors import CancelledError
-from sluicefs.fs.commit import conflict_name
+from sluicefs.fs import attributes
 from sluicefs.fs.draft import Draft
 from sluicefs.fs.entries import Entry
+from sluicefs.fs.names import conflict_name
 from sluicefs.fs.nodes import Node, Version
 from sluicefs.fs.uploads import abort_left
 from sluicefs.staging import Journal, Record
@@ -72,17 +73,20 @@ class WriteBack:
         core, draft = self.core, node.draft
         if draft is None or node.unlinked:
             return
-        if not draft.is_saved:
-            if self.staged + draft.unsent > self.limit or (len(self._bytes) >= FILES and node not in self._bytes):
-                core.committer.commit(node)  # as fast as the bucket takes it: it is the only place left
-                return
-            try:
+        full = self.staged + draft.unsent > self.limit or (len(self._bytes) >= FILES and node not in self._bytes)
+        if full and not draft.is_saved:
+            core.committer.commit(node)  # as fast as the bucket takes it: it is the only place left
+            return
+        try:
+            if draft.is_saved:
+                core.committer.announce(node, draft, attributes.encode(node))  # type: ignore[arg-type]
+            else:
                 draft.save(core.committer.record_of(node, draft, pending=True))
-            except OSError as error:
-                log.warning("%s cannot be kept on local disk, so it is sent at once: %s", node.name, error)
-                core.committer.commit(node)
-                return
-            core.committer.ease(draft)
+        except OSError as error:
+            log.warning("%s cannot be kept on local disk, so it is sent at once: %s", node.name, error)
+            core.committer.commit(node)
+            return
+        core.committer.ease(draft)
         self.schedule(node)
 
     @property

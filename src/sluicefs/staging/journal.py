@@ -143,6 +143,7 @@ class Journal:
         self._lock = threading.Lock()  # of the database
         self._waiting: list[_Ticket] = []
         self._owed: list[Statement] = []  # what was to be forgotten and is not yet
+        self._left: dict[str, _Ticket] = {}  # by record: what was said of it last, where nobody waited for that
         self._queue = threading.Lock()  # of `_waiting` and `_owed`
         self.damaged: list[str] = []  # keys of rows that `records` passed over: they stay, and so does what they may name
         mode = "ro" if read_only else "rwc"
@@ -186,10 +187,10 @@ class Journal:
         head = (record.key, record.at, int(record.pending), record.size, record.head(), record.file)
         if keep_body:
             update = ("UPDATE files SET key=?, at=?, pending=?, size=?, head=?, file=? WHERE id=?", (*head, record.id))
-            if wait:
-                self._commit(update)
-            else:
-                self._later(update)
+            if not wait:
+                self._left[record.id] = self._later(update)
+                return
+            self._commit(update)
         else:
             self._commit(
                 (
@@ -197,6 +198,17 @@ class Journal:
                     (*head, record.id, body),
                 )
             )
+        self._left.pop(record.id, None)
+
+    def settled(self, identity: str) -> bool:
+        """Does the disk have what was last said of a record? Waits for it. False: it refused."""
+        ticket = self._left.get(identity)
+        if ticket is not None:
+            self.flush()
+            if ticket.error is not None:
+                return False
+            self._left.pop(identity, None)
+        return True
 
     def forget(self, identity: str) -> None:
         """The bucket has it, or nobody wants it. Durable: else a later change of the same name could be undone by it.
@@ -204,6 +216,7 @@ class Journal:
         OSError: the disk refuses, and it goes with the next change that the disk takes.
         """
         statement: Statement = ("DELETE FROM files WHERE id=?", (identity,))
+        self._left.pop(identity, None)
         try:
             self._commit(statement)
         except OSError:
@@ -304,9 +317,11 @@ class Journal:
 
     # -- one commit for all who wait ----------------------------------------------------------------------------------------
 
-    def _later(self, *statements: Statement) -> None:
+    def _later(self, *statements: Statement) -> _Ticket:
+        ticket = _Ticket(list(statements))
         with self._queue:
-            self._waiting.append(_Ticket(list(statements)))
+            self._waiting.append(ticket)
+        return ticket
 
     def _commit(self, *statements: Statement) -> int:
         """Run statements and wait for the disk; whoever comes first commits for all. Returns the last row made."""
