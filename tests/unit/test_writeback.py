@@ -8,8 +8,8 @@ import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -335,7 +335,7 @@ def test_of_two_mounts_that_left_the_same_file_both_are_sent(tmp_path: Path, fir
 class FullDisk:
     """A database that refuses the statements of one kind."""
 
-    def __init__(self, base: sqlite3.Connection, kind: str = "DELETE"):
+    def __init__(self, base: sqlite3.Connection, kind: str):
         self.base, self.kind = base, kind
 
     def __getattr__(self, name: str) -> Any:
@@ -347,6 +347,17 @@ class FullDisk:
         return self.base.execute(statement, values)
 
 
+@contextmanager
+def full_disk(journal: Journal, kind: str) -> Iterator[None]:
+    """The disk refuses what `journal` wants to do of one kind meanwhile."""
+    base = journal._base
+    journal._base = FullDisk(base, kind)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        journal._base = base
+
+
 def test_a_record_that_could_not_be_struck_out_does_not_undo_what_came_after_it(tmp_path: Path) -> None:
     store, staging = MemoryStore(), tmp_path / "staging"
     staging.mkdir()
@@ -355,12 +366,9 @@ def test_a_record_that_could_not_be_struck_out_does_not_undo_what_came_after_it(
     handle, _ = fs.create(ROOT_INO, b"x", 0o644, os.O_RDWR | os.O_CREAT, ME)
     fs.write(handle, 0, b"old")
     fs.flush(handle)
-    journal = fs.core.staging.journal
-    base = journal._base
-    journal._base = FullDisk(base)  # type: ignore[assignment]
-    assert not fs.sync_all()
-    assert content_of(store) == {"x": b"old"}
-    journal._base = base
+    with full_disk(fs.core.staging.journal, "DELETE"):
+        assert not fs.sync_all()
+        assert content_of(store) == {"x": b"old"}
     fs.write(handle, 0, b"new")
     fs.flush(handle)
     assert not fs.sync_all()

@@ -14,7 +14,7 @@ from sluicefs.config import MiB
 from sluicefs.fs.filesystem import SetAttr
 from sluicefs.fs.nodes import ROOT_INO
 from sluicefs.store.memory import MemoryStore
-from tests.unit.test_writeback import ME, FullDisk, content, content_of, create, open_fs, taken_over
+from tests.unit.test_writeback import ME, content, content_of, create, full_disk, open_fs, taken_over
 
 
 @pytest.mark.parametrize("mode", ["sync", "back"])
@@ -92,10 +92,8 @@ def test_attributes_that_were_set_before_fsync_survive_a_crash_after_it(tmp_path
     fs.setattr(node.ino, SetAttr(mode=0o600))
     if full:
         journal = fs.core.staging.journal
-        base = journal._base
-        journal._base = FullDisk(base, "UPDATE")  # type: ignore[assignment]
-        journal.flush()
-        journal._base = base
+        with full_disk(journal, "UPDATE"):
+            journal.flush()
     fs.fsync(handle)
     shutil.copytree(staging, tmp_path / "crashed")
     assert taken_over(store, tmp_path / "crashed")["x"] == b"data"
@@ -111,14 +109,11 @@ def test_attributes_that_a_full_disk_does_not_take_do_not_keep_the_data_from_bei
     handle, node = fs.create(ROOT_INO, b"x", 0o644, os.O_RDWR | os.O_CREAT, ME)
     fs.write(handle, 0, b"data")
     fs.fsync(handle)
-    journal = fs.core.staging.journal
-    base = journal._base
-    journal._base = FullDisk(base, "UPDATE")  # type: ignore[assignment]
-    fs.setattr(node.ino, SetAttr(mode=0o600))
-    fs.fsync(handle)
-    assert content_of(store)["x"] == b"data"
-    assert int((store.head("x").metadata or {})["mode"]) & 0o777 == 0o600
-    journal._base = base
+    with full_disk(fs.core.staging.journal, "UPDATE"):
+        fs.setattr(node.ino, SetAttr(mode=0o600))
+        fs.fsync(handle)
+        assert content_of(store)["x"] == b"data"
+        assert int((store.head("x").metadata or {})["mode"]) & 0o777 == 0o600
     fs.release(handle)
     fs.close()
 

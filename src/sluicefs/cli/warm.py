@@ -138,11 +138,11 @@ def _files(paths: tuple[str, ...]) -> Iterator[tuple[str, int]]:
         for path in paths:
             real = os.path.realpath(path)
             try:
-                is_file = not stat.S_ISDIR(os.lstat(real).st_mode)
+                found = os.lstat(real)
             except FileNotFoundError:
                 raise InvalidMountConfigError(f"{path} does not exist.") from None
-            if is_file:
-                yield real, os.lstat(real).st_size
+            if not stat.S_ISDIR(found.st_mode):
+                yield real, found.st_size
                 continue
             for folder, _, names in os.walk(real, onerror=refuse):
                 for name in sorted(names):

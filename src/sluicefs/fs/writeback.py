@@ -222,7 +222,7 @@ class WriteBack:
             records = [record for record in left.journal.records() if record.pending or everything]
             self.damaged |= dict.fromkeys(left.journal.damaged, f"its record in {left.path} is damaged")
             for record in records:
-                key = record.key
+                key = record.key  # `_outdated` gives the earlier of two another
                 other, latest = found.get(key), (left.journal, record)
                 if other is not None:
                     if other[1].at > record.at:
